@@ -1,0 +1,41 @@
+"""The adapters that exist, imported only when one is needed."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+from hydra_plugins.memfit.base.errors import ConfigError, UnknownName
+from hydra_plugins.memfit.frameworks.adapter import Adapter
+
+_ADAPTERS = {
+    "verl": "hydra_plugins.memfit.frameworks.verl.adapter:VerlAdapter",
+}
+
+
+def names() -> tuple[str, ...]:
+    """Return the names of all adapters."""
+    return tuple(_ADAPTERS)
+
+
+def adapter(name: str) -> Adapter:
+    """Return the adapter called ``name``; raises `UnknownName`."""
+    if name not in _ADAPTERS:
+        raise UnknownName("framework", name, _ADAPTERS, "Set it with memfit.framework=NAME.")
+    module, _, attribute = _ADAPTERS[name].partition(":")
+    loaded: Adapter = getattr(importlib.import_module(module), attribute)()
+    return loaded
+
+
+def recognise(config: Mapping[str, Any]) -> Adapter:
+    """Return the adapter whose framework the config belongs to; raises `ConfigError` when none or several claim it."""
+    claims = [a for a in map(adapter, _ADAPTERS) if a.recognises(config)]
+    if len(claims) == 1:
+        return claims[0]
+    found = f"looks like {' and '.join(a.name for a in claims)}" if claims else "is of no framework that memfit knows"
+    keys = ", ".join(sorted(map(str, config))[:12]) or "none"
+    raise ConfigError(
+        f"this config {found} (top-level keys: {keys}). Known frameworks: {', '.join(_ADAPTERS)}. "
+        "Say which one with memfit.framework=NAME, or leave the hardware group out."
+    )

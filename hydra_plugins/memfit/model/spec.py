@@ -1,0 +1,63 @@
+"""The architecture of one checkpoint: names follow Hugging Face's ``config.json``; parameter counts are exact."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelSpec:
+    """One decoder-only language model. Counts are numbers of parameters, not bytes."""
+
+    name: str
+    """Hub id (``Qwen/Qwen2.5-3B-Instruct``), directory, or the name of the file in ``conf/model``."""
+    source: str
+    """Where the architecture was read."""
+    architecture: str
+    """``architectures[0]`` of config.json, e.g. ``Qwen2ForCausalLM``."""
+    model_type: str
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    vocab_size: int
+    tie_word_embeddings: bool
+    max_position_embeddings: int
+    qk_norm: bool = False
+    """Per-head RMSNorm of q and k (Qwen3, Gemma 3): its fp32 upcasts are saved for the backward pass."""
+    sliding_window: int | None = None
+    num_full_attention_layers: int | None = None
+    """Layers whose KV cache grows with the whole sequence; ``None``: all of them."""
+    num_linear_attention_layers: int = 0
+    """Layers with a recurrent state instead of a KV cache (Qwen3-Next, Qwen3.5)."""
+    # Mixture of experts; 0 on a dense model
+    num_experts: int = 0
+    num_experts_per_tok: int = 0
+    moe_intermediate_size: int = 0
+    shared_expert_intermediate_size: int = 0
+    num_moe_layers: int = 0
+    # Multi-head latent attention (DeepSeek-V2/V3); 0 elsewhere
+    kv_lora_rank: int = 0
+    q_lora_rank: int = 0
+    qk_rope_head_dim: int = 0
+    qk_nope_head_dim: int = 0
+    v_head_dim: int = 0
+    # Exact parameter counts
+    parameters: int
+    """All parameters of the class that the framework trains, tied weights counted once, vision tower included."""
+    embedding_parameters: int
+    """``vocab_size * hidden_size`` (with per-arch padding): one copy."""
+    root_parameters: int
+    """Parameters outside the decoder layers (and outside a vision tower): embedding, lm_head if untied, last norm."""
+    layer_parameters: int
+    """Parameters of the largest decoder layer: the largest FSDP unit."""
+    expert_parameters: int = 0
+    """Parameters of all routed experts of all layers together; what expert parallelism divides."""
+    active_parameters: int
+    """Parameters that one token uses; equals ``parameters`` on a dense model."""
+    vision_parameters: int = 0
+    """Parameters of the vision tower and its projector; 0 on a text model."""
+    lora_sites: tuple[tuple[int, int, int], ...] = ()
+    """Linear modules of the decoder that ``target_modules=all-linear`` adapts: (in_features, out_features, count)."""

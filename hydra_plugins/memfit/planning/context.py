@@ -1,0 +1,31 @@
+"""What an adapter is given beside the config."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from hydra_plugins.memfit.base.settings import Settings
+from hydra_plugins.memfit.hardware.spec import Hardware
+from hydra_plugins.memfit.model.spec import ModelSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """The surroundings of one launch: everything that an adapter may know and the config does not say."""
+
+    hardware: Hardware
+    settings: Settings
+    resolve_model: Callable[[str], ModelSpec]
+    """Architecture of a model path, hub id or conf/model name; raises `ModelNotFound`."""
+    model: ModelSpec | None = None
+    """From ``+model=`` or ``--model``; wins over the path in the config for the trained policy."""
+    gpus_per_node: int | None = None
+    """From ``--gpus``; wins over the config's own count."""
+    nodes: int | None = None
+    environ: Mapping[str, str] = field(default_factory=dict)
+    """Environment of the launch, for settings that live there (PYTORCH_CUDA_ALLOC_CONF, batch sizes of a TPU runner)."""
+    pinned: frozenset[str] = frozenset()
+    """Keys that stand after the hardware group, or in ``memfit.pin``: the planner never touches them."""
+    explicit: frozenset[str] = frozenset()
+    """Keys that the user wrote himself (command line), as against defaults of the framework."""
