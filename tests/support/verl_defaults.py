@@ -1,0 +1,172 @@
+"""Writes the data of `hydra_plugins.memfit.frameworks.verl.defaults` from verl's own wheels.
+
+    PYTHONPATH=tests python -m support.verl_defaults --wheel-dir DIR
+
+``DIR`` holds ``verl-<version>-*.whl`` (``pip download --no-deps verl==<version>``). Nothing of verl is imported: its
+yaml files are composed by Hydra, and the defaults that only its dataclasses know are read from their source text.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+import tempfile
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+
+from hydra_plugins.memfit.frameworks.verl.defaults import DATA, TRAINERS, VERSIONS
+
+SECTIONS = (
+    "model_engine", "data", "actor_rollout_ref", "critic", "reward_model", "reward", "algorithm", "distillation",
+    "trainer", "ray_init", "ray_kwargs",
+)  # fmt: skip
+"""Top-level sections that memory, or verl's own checks, can depend on."""
+TYPED_SECTIONS = ("actor_rollout_ref", "critic")
+"""Sections for which the fields that only a dataclass names are recorded."""
+DROPPED = frozenset({"_target_", "profiler", "checkpoint", "qat", "prometheus", "trace", "custom_async_server"})
+"""Names of subtrees that are left out wherever they stand: they hold no bytes of a GPU."""
+LONGEST_TEXT = 200
+_SOURCES = ("base_config.py", "trainer/config/*.py", "workers/config/*.py")
+
+
+def compose_config(package: Path, config_name: str, overrides: list[str] | None = None) -> DictConfig:
+    """Compose ``config_name`` of the verl package (a directory) as its trainer would, interpolations unresolved."""
+    with initialize_config_dir(str(package.resolve() / "trainer" / "config"), version_base=None):
+        return compose(config_name, overrides=overrides or [])
+
+
+def extract(package: Path, version: str) -> dict[str, Any]:
+    """Return what is committed for one version; ``package`` is the directory ``verl`` of a wheel."""
+    record: dict[str, Any] = {
+        "version": version,
+        "source": f"verl {version}, trainer/config/ppo_trainer.yaml and ppo_megatron_trainer.yaml, composed by Hydra; "
+        "dataclass_only from workers/config/*.py and trainer/config/*.py",
+    }
+    classes = _dataclasses(package)
+    for trainer, config_name in TRAINERS.items():
+        whole = OmegaConf.to_container(compose_config(package, config_name))
+        assert isinstance(whole, dict)
+        sections = {name: whole[name] for name in SECTIONS if name in whole}
+        record[trainer] = {
+            "defaults": _prune(sections),
+            "dataclass_only": dict(_dataclass_only({name: sections[name] for name in TYPED_SECTIONS}, classes)),
+        }
+    return record
+
+
+def _prune(node: Mapping[Any, Any]) -> dict[str, Any]:
+    """Drop what `DROPPED` names, and texts too long to be a setting."""
+    kept: dict[str, Any] = {}
+    for key, value in node.items():
+        if key in DROPPED or (isinstance(value, str) and len(value) > LONGEST_TEXT):
+            continue
+        kept[str(key)] = _prune(value) if isinstance(value, dict) else value
+    return kept
+
+
+def _dataclasses(package: Path) -> dict[str, ast.ClassDef]:
+    """Return the config classes of verl by name, as syntax trees."""
+    files = [path for pattern in _SOURCES for path in sorted(package.glob(pattern))]
+    trees = (ast.parse(path.read_text(encoding="utf-8")) for path in files)
+    return {node.name: node for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)}
+
+
+def _dataclass_only(
+    node: Mapping[Any, Any], classes: Mapping[str, ast.ClassDef], prefix: str = ""
+) -> Iterator[tuple[str, Any]]:
+    """Yield (dotted key, default) of each dataclass field that the yaml of its section does not name."""
+    name = str(node.get("_target_", "")).rpartition(".")[2]
+    for field, default in _fields(name, classes).items():
+        if field not in node and field not in DROPPED:
+            yield from _flatten(prefix + field, default, classes)
+    for key, value in node.items():
+        if isinstance(value, dict) and key not in DROPPED:
+            yield from _dataclass_only(value, classes, f"{prefix}{key}.")
+
+
+def _flatten(key: str, default: ast.expr, classes: Mapping[str, ast.ClassDef]) -> Iterator[tuple[str, Any]]:
+    """Yield the default itself, or those of the dataclass that it builds."""
+    try:
+        value = ast.literal_eval(default)
+    except ValueError:
+        for field, inner in _fields(_factory(default), classes).items():
+            if field not in DROPPED:
+                yield from _flatten(f"{key}.{field}", inner, classes)
+        return
+    if value is None or isinstance(value, (bool, int, float, str)):
+        yield key, value
+
+
+def _factory(default: ast.expr) -> str:
+    """Return the name of the class in ``field(default_factory=Class)``, or an empty text."""
+    for keyword in default.keywords if isinstance(default, ast.Call) else ():
+        if keyword.arg == "default_factory" and isinstance(keyword.value, ast.Name):
+            return keyword.value.id
+    return ""
+
+
+def _fields(name: str, classes: Mapping[str, ast.ClassDef]) -> dict[str, ast.expr]:
+    """Return the fields with a default of a class and its bases, in the order of the source."""
+    if name not in classes:
+        return {}
+    found: dict[str, ast.expr] = {}
+    for base in classes[name].bases:
+        found |= _fields(ast.unparse(base).rpartition(".")[2], classes)
+    for line in classes[name].body:
+        if not isinstance(line, ast.AnnAssign) or not isinstance(line.target, ast.Name) or line.value is None:
+            continue
+        if not line.target.id.startswith("_") and "ClassVar" not in ast.unparse(line.annotation):
+            found[line.target.id] = _plain_default(line.value)
+    return found
+
+
+def _plain_default(value: ast.expr) -> ast.expr:
+    """Return ``x`` of ``field(default=x)``, anything else as it is."""
+    for keyword in value.keywords if isinstance(value, ast.Call) else ():
+        if keyword.arg == "default":
+            return keyword.value
+    return value
+
+
+def unpack(wheel: Path, target: Path) -> Path:
+    """Unpack the config part of a wheel and return the package directory."""
+    with zipfile.ZipFile(wheel) as archive:
+        wanted = ("verl/base_config.py", "verl/trainer/config/", "verl/workers/config/")
+        archive.extractall(target, [name for name in archive.namelist() if name.startswith(wanted)])
+    return target / "verl"
+
+
+def wheel_of(version: str, directory: Path) -> Path | None:
+    """Return the wheel of one version in ``directory``, or ``None``."""
+    return next(iter(sorted(directory.glob(f"verl-{version}-*.whl"))), None)
+
+
+def as_text(record: Mapping[str, Any]) -> str:
+    """Return the committed form of a record."""
+    return json.dumps(record, indent=1, ensure_ascii=False) + "\n"
+
+
+def main() -> None:
+    """Write one file a version; a version whose wheel is missing is an error."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--wheel-dir", type=Path, required=True)
+    directory = parser.parse_args().wheel_dir
+    for version in VERSIONS:
+        wheel = wheel_of(version, directory)
+        if wheel is None:
+            parser.error(f"{directory} lacks verl-{version}-*.whl; try: pip download --no-deps verl=={version}")
+        with tempfile.TemporaryDirectory() as target:
+            record = extract(unpack(wheel, Path(target)), version)
+        path = DATA / f"{version}.json"
+        path.write_text(as_text(record), encoding="utf-8")
+        print(f"{path.name}: {path.stat().st_size} bytes from {wheel.name}")
+
+
+if __name__ == "__main__":
+    main()
