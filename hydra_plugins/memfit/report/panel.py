@@ -1,0 +1,183 @@
+"""The layout of a report: rich renderables, as wide as the terminal allows, with ASCII where the stream knows no more."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from hydra_plugins.memfit.base.units import GIB
+from hydra_plugins.memfit.memory.breakdown import PhaseEstimate
+from hydra_plugins.memfit.planning.problem import Change, Plan
+from hydra_plugins.memfit.report import words
+from hydra_plugins.memfit.report.json import all_warnings
+
+MAX_WIDTH = 110
+_FRAME = 4
+"""Columns of a panel's border and padding."""
+_NUMBERS = 36
+"""Columns that a phase's name, its numbers and the gaps between them take, without the bar."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Glyphs:
+    """The characters that are not plain text."""
+
+    full: str = "█"
+    empty: str = "░"
+    mark: str = "▶"
+    bullet: str = "•"
+
+
+UNICODE = Glyphs()
+ASCII = Glyphs(full="#", empty=".", mark=">", bullet="-")
+
+
+def plan_panel(plan: Plan, console: Console) -> Panel:
+    """Return the whole report on one plan."""
+    glyphs, width = _glyphs(console), _inner_width(console)
+    good = plan.fits and plan.trains_the_same
+    parts = [
+        Text(words.verdict(plan), style="bold green" if good else "bold yellow" if plan.fits else "bold red"),
+        _facts(plan),
+        _phase_table(plan, glyphs, width),
+        *_notes_below_table(plan),
+        *_changes(plan),
+        *_pinned(plan),
+        *_bullets("warnings", all_warnings(plan), glyphs, "yellow"),
+    ]
+    return _framed(
+        parts, f"memfit: {words.launch(plan)}", "green" if good else "yellow" if plan.fits else "red", console
+    )
+
+
+def refusal_panel(plan: Plan, message: str, console: Console) -> Panel:
+    """Return why nothing fits, and the largest terms of the phase that decides."""
+    glyphs, width = _glyphs(console), _inner_width(console)
+    parts = [
+        Text(message, style="bold red"),
+        _facts(plan),
+        _phase_table(plan, glyphs, width),
+        *_notes_below_table(plan),
+        *_changes(plan),
+        *_pinned(plan),
+        *_bullets("warnings", all_warnings(plan), glyphs, "yellow"),
+    ]
+    return _framed(parts, f"memfit: {words.launch(plan)}", "red", console)
+
+
+def message_panel(message: str, console: Console) -> Panel:
+    """Return one error in a frame."""
+    return _framed([Text(message)], "memfit", "red", console)
+
+
+def _framed(parts: Sequence[RenderableType], title: str, colour: str, console: Console) -> Panel:
+    width = min(console.width, MAX_WIDTH)
+    return Panel(Group(*parts), title=Text(title), title_align="left", border_style=colour, width=width)
+
+
+def _inner_width(console: Console) -> int:
+    return min(console.width, MAX_WIDTH) - _FRAME
+
+
+def _glyphs(console: Console) -> Glyphs:
+    return ASCII if console.options.ascii_only else UNICODE
+
+
+def _facts(plan: Plan) -> RenderableType:
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim")
+    grid.add_column(overflow="fold")
+    for label, text in (
+        ("hardware", words.hardware(plan)),
+        ("model", words.model(plan)),
+        ("host", words.host(plan.estimate)),
+    ):
+        if text:
+            grid.add_row(label, Text(text))
+    return Padding(grid, (1, 0))
+
+
+def _phase_table(plan: Plan, glyphs: Glyphs, width: int) -> Table:
+    table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="dim")
+    table.add_column("", width=1)
+    table.add_column("GiB by phase", no_wrap=True)
+    for header in ("asked", "planned", "budget") if plan.changes else ("needs", "budget"):
+        table.add_column(header, justify="right", no_wrap=True)
+    bar_width = min(30, width - _NUMBERS - (10 if plan.changes else 0))
+    table.add_column("", no_wrap=True)
+    for phase in plan.estimate.phases:
+        table.add_row(*_phase_row(plan, phase, glyphs, bar_width), style=_phase_style(plan, phase))
+    return table
+
+
+def _phase_row(plan: Plan, phase: PhaseEstimate, glyphs: Glyphs, bar_width: int) -> list[Text | str]:
+    asked = [_number(p.peak_bytes) for p in plan.requested.phases if p.name == phase.name] or ["-"]
+    binding = glyphs.mark if phase.name == plan.binding_phase.name else ""
+    numbers = [*(asked if plan.changes else ()), _number(phase.peak_bytes), _number(phase.budget_bytes)]
+    return [binding, phase.name, *numbers, _bar(phase, glyphs, bar_width)]
+
+
+def _number(num_bytes: int) -> str:
+    return f"{num_bytes / GIB:.2f}"
+
+
+def _phase_style(plan: Plan, phase: PhaseEstimate) -> str:
+    if not phase.fits:
+        return "red"
+    return "bold" if phase.name == plan.binding_phase.name else ""
+
+
+def _bar(phase: PhaseEstimate, glyphs: Glyphs, bar_width: int) -> str:
+    share = phase.peak_bytes / phase.budget_bytes if phase.budget_bytes > 0 else float("inf")
+    percent = f"{share:5.0%}" if share < 10 else " >10x"
+    room = bar_width - len(percent) - 1
+    if room < 4:
+        return percent
+    num_full = min(room, max(0, round(share * room))) if share < 10 else room
+    return glyphs.full * num_full + glyphs.empty * (room - num_full) + " " + percent
+
+
+def _notes_below_table(plan: Plan) -> list[RenderableType]:
+    phase = plan.binding_phase
+    lines: list[RenderableType] = [Text(f"largest in {phase.name}: {words.largest_terms(phase)}", style="dim")]
+    if plan.changes and not plan.requested.fits:
+        lines.append(Text(f"as requested it does not fit: {words.obstacle(plan.requested)}", style="dim"))
+    return lines
+
+
+def _changes(plan: Plan) -> list[RenderableType]:
+    if not plan.changes:
+        return []
+    blocks = [block for change in plan.changes for block in _change(change)]
+    training = Text(words.training(plan), style="green" if plan.trains_the_same else "bold yellow")
+    return [Text("\nchanged", style="bold"), *blocks, training]
+
+
+def _change(change: Change) -> list[RenderableType]:
+    colour = "cyan" if change.kind == "neutral" else "bold yellow"
+    what = Text.assemble((words.step(change), colour), ("  " + change.why if change.why else ""))
+    if change.kind != "neutral":
+        what.append("  (changes training)", style="bold yellow")
+    return [Padding(Text(change.key, overflow="fold"), (0, 0, 0, 2)), Padding(what, (0, 0, 0, 6))]
+
+
+def _pinned(plan: Plan) -> list[RenderableType]:
+    if not plan.pinned:
+        return []
+    keys = Text(", ".join(plan.pinned), overflow="fold")
+    return [Text("\npinned, left as they are", style="bold"), Padding(keys, (0, 0, 0, 2))]
+
+
+def _bullets(title: str, lines: Iterable[str], glyphs: Glyphs, style: str) -> list[RenderableType]:
+    grid = Table.grid(padding=(0, 1))
+    grid.add_column(width=1)
+    grid.add_column(overflow="fold")
+    for line in lines:
+        grid.add_row(glyphs.bullet, Text(line, style=style))
+    return [Text(f"\n{title}", style="bold"), Padding(grid, (0, 0, 0, 2))] if grid.row_count else []

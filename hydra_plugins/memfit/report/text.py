@@ -1,0 +1,76 @@
+"""A plan, or the reason why there is none, as text on a stream: a panel on a terminal, plain text elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TextIO
+
+from hydra_plugins.memfit.base.errors import MemfitError
+from hydra_plugins.memfit.planning.problem import Plan
+from hydra_plugins.memfit.report import words
+from hydra_plugins.memfit.report.overrides import overrides
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+
+def print_plan(plan: Plan, style: str = "full", *, stream: TextIO | None = None) -> None:
+    """Write the report on ``plan``: ``full`` (also for ``html``), ``short`` (one line) or ``off`` (nothing).
+
+    ``stream`` is stderr when left out. Colours appear on a terminal only, and not under ``NO_COLOR``.
+    """
+    if style == "short":
+        _write(f"memfit: {words.launch(plan)}: {words.verdict(plan)}\n", stream)
+    elif style != "off":
+        from hydra_plugins.memfit.report.panel import plan_panel  # lazy: rich costs tens of milliseconds
+
+        _render(lambda console: plan_panel(plan, console), stream)
+
+
+def print_error(error: MemfitError, style: str = "full", *, stream: TextIO | None = None) -> None:
+    """Write why memfit stops, even when the report is ``off``; an error that carries a plan also shows what would fit."""
+    plan = getattr(error, "plan", None)
+    if style in ("short", "off"):
+        _write(f"memfit: {error}\n", stream)
+        return
+    from hydra_plugins.memfit.report import panel
+
+    if isinstance(plan, Plan):
+        _render(lambda console: panel.refusal_panel(plan, str(error), console), stream)
+        _write(proposal_text(plan), stream)
+    else:
+        _render(lambda console: panel.message_panel(str(error), console), stream)
+
+
+def proposal_text(plan: Plan) -> str:
+    """Return what would make a plan fit, as lines without a frame, so that they can be copied; empty where nothing would."""
+    if not plan.proposals:
+        return ""
+    semantic = any(change.kind != "neutral" for change in plan.proposals)
+    hint = " (this changes training; memfit.allow_semantic=true lets memfit do it)" if semantic else ""
+    return "\n".join([f"This would fit{hint}:", *(f"  {line}" for line in overrides(plan.proposals)), ""])
+
+
+def _render(build: Callable[[Console], RenderableType], stream: TextIO | None) -> None:
+    from rich.console import Console
+
+    stream = stream or sys.stderr
+    if stream is None:  # a process without a stderr (pythonw, a daemon): there is nobody to tell
+        return
+    console = Console(file=stream, highlight=False, soft_wrap=False)
+    with console.capture() as captured:
+        console.print(build(console))
+    _write(captured.get(), stream)
+
+
+def _write(text: str, stream: TextIO | None) -> None:
+    """Write what the stream can encode; a reader that is gone must not stop a launch."""
+    stream = stream or sys.stderr
+    if stream is None:
+        return
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    with contextlib.suppress(OSError, ValueError):  # ValueError: the stream is closed
+        stream.write(text.encode(encoding, errors="replace").decode(encoding))
+        stream.flush()

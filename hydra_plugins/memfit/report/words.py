@@ -1,0 +1,103 @@
+"""The sentences of a report: plain strings, without layout or colour."""
+
+from __future__ import annotations
+
+from hydra_plugins.memfit.base.units import gib
+from hydra_plugins.memfit.memory.breakdown import Estimate, PhaseEstimate
+from hydra_plugins.memfit.planning.problem import Change, Plan
+
+
+def launch(plan: Plan) -> str:
+    """Return which framework runs on what: ``verl 0.9.1 on 1 x h200``."""
+    problem = plan.problem
+    nodes = f"{problem.nodes} nodes of " if problem.nodes > 1 else ""
+    return (
+        f"{problem.framework} {problem.framework_version} on {nodes}{problem.gpus_per_node} x {problem.hardware.name}"
+    )
+
+
+def verdict(plan: Plan) -> str:
+    """Return whether the launch fits and what decides, in one sentence."""
+    if not plan.fits:
+        return f"does not fit: {obstacle(plan.estimate)}"
+    phase = plan.binding_phase
+    tightest = f"{phase.name} is the tightest, {gib(phase.peak_bytes)} of {gib(phase.budget_bytes)}"
+    if plan.changes:
+        return f"fits with {count(len(plan.changes), 'changed value')}: {tightest}"
+    return f"fits as requested: {tightest}"
+
+
+def obstacle(estimate: Estimate) -> str:
+    """Return the first thing that does not fit, with what it needs and what there is; needs an estimate that does not fit."""
+    phase = estimate.binding_phase
+    if not phase.fits:
+        return f"{phase.name} needs {gib(phase.peak_bytes)}, {gib(phase.excess_bytes)} over its budget of " + gib(
+            phase.budget_bytes
+        )
+    if estimate.shortfalls:
+        return f"{estimate.shortfalls[0].phase}: {estimate.shortfalls[0].why}"
+    host = estimate.host
+    return (
+        f"the host needs {gib(host.peak_bytes)} of memory, {gib(host.excess_bytes)} over its {gib(host.budget_bytes)}"
+    )
+
+
+def largest_terms(phase: PhaseEstimate, num_terms: int = 3) -> str:
+    """Return the largest components of ``phase``, largest first: ``logits 40.00 GiB, weights 12.00 GiB``."""
+    terms = sorted(phase.components.as_dict().items(), key=lambda item: -item[1])
+    return ", ".join(f"{name} {gib(num_bytes)}" for name, num_bytes in terms[:num_terms] if num_bytes)
+
+
+def hardware(plan: Plan) -> str:
+    """Return the accelerator, its usable size, where that was read, and what is kept free of it."""
+    accelerator, margin = plan.problem.hardware, plan.problem.settings.margin
+    held = f", {gib(accelerator.held_bytes)} held by other processes" if accelerator.held_bytes else ""
+    kept = f"; {margin:.0%} kept free (memfit.margin={margin:g})" if margin else ""
+    return f"{accelerator.product}, {gib(accelerator.capacity_bytes)} usable ({accelerator.source}){held}{kept}"
+
+
+def model(plan: Plan) -> str:
+    """Return the model, its size and where its architecture was read."""
+    spec = plan.problem.model
+    return f"{spec.name}, {parameters(spec.parameters)} parameters ({spec.source})"
+
+
+def parameters(number: int) -> str:
+    """Return a number of parameters for people.
+
+    >>> parameters(3_085_938_688), parameters(494_032_768)
+    ('3.09 B', '494 M')
+    """
+    return f"{number / 1e9:.2f} B" if number >= 1e9 else f"{number / 1e6:.0f} M"
+
+
+def host(estimate: Estimate) -> str:
+    """Return what the host needs of what it has, or an empty string where nothing is predicted."""
+    need, budget = estimate.host.peak_bytes, estimate.host.budget_bytes
+    if not need:
+        return ""
+    return f"{gib(need)} of {gib(budget)}" if budget else f"{gib(need)} (what the host has is not known)"
+
+
+def training(plan: Plan) -> str:
+    """Return whether what is learned stays the same."""
+    semantic = [change.key for change in plan.changes if change.kind != "neutral"]
+    if semantic:
+        return f"TRAINING CHANGES: {', '.join(semantic)}"
+    return "training unchanged: no value that changes what is learned was touched" if plan.changes else ""
+
+
+def step(change: Change) -> str:
+    """Return what became of one value, as the config writes it: ``null -> 8``."""
+    return f"{_shown(change.old)} -> {_shown(change.new)}"
+
+
+def count(number: int, noun: str) -> str:
+    """Return ``1 change`` or ``2 changes``."""
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "null" if value is None else str(value)
