@@ -39,7 +39,8 @@ def load(version: str, *, trainer: str = "fsdp") -> dict[str, Any]:
 def dataclass_only(version: str, *, trainer: str = "fsdp") -> dict[str, Any]:
     """Return dotted key -> default of the fields that only verl's dataclasses know.
 
-    The yaml lacks them, so they are set with ``+key=value``. Covers ``actor_rollout_ref`` and ``critic``; raises as `load`.
+    The yaml lacks them, so they are set with ``+key=value``. Covers ``actor_rollout_ref`` and ``critic``.
+    Raises as `load`.
     """
     fields: dict[str, Any] = _record(version, trainer)["dataclass_only"]
     return fields
