@@ -1,0 +1,39 @@
+"""Keys and values of cached tokens.
+
+Symbols: L layers with a growing cache, K key/value heads, D head dimension, S tokens, b bytes an element.
+"""
+
+from __future__ import annotations
+
+from hydra_plugins.memfit.base.units import ceil_div, round_up
+from hydra_plugins.memfit.model.spec import ModelSpec
+
+PAGE_TOKENS = 16
+"""vLLM's block size on CUDA: a sequence occupies whole blocks."""
+
+
+def kv_bytes_per_token(model: ModelSpec, *, tensor_parallel: int = 1, element_bytes: int = 2) -> int:
+    """
+    Return the bytes that one cached token takes on one tensor-parallel rank.
+
+        M = 2 · L · ceil(K / TP) · D · b         (2: one key and one value vector)
+        M = L · (kv_lora_rank + rope) · b        multi-head latent attention; every rank holds all of it
+
+    Leaves out: sliding-window layers are counted as full ones (an upper bound), scales of an fp8 cache.
+    Source: vLLM v1/kv_cache_interface.py (FullAttentionSpec, MLAAttentionSpec); scaling-book, transformers.md.
+    """
+    layers = model.num_full_attention_layers
+    if layers is None or model.sliding_window:
+        layers = model.num_hidden_layers - model.num_linear_attention_layers
+    if model.kv_lora_rank:
+        return layers * (model.kv_lora_rank + model.qk_rope_head_dim) * element_bytes
+    heads = max(1, ceil_div(model.num_key_value_heads, tensor_parallel))
+    return 2 * layers * heads * model.head_dim * element_bytes
+
+
+def paged_kv_bytes(
+    model: ModelSpec, *, tokens: int, sequences: int = 1, tensor_parallel: int = 1, element_bytes: int = 2
+) -> int:
+    """Return the bytes of ``sequences`` sequences of ``tokens`` tokens each in a paged cache with `PAGE_TOKENS` blocks."""
+    per_token = kv_bytes_per_token(model, tensor_parallel=tensor_parallel, element_bytes=element_bytes)
+    return sequences * round_up(tokens, PAGE_TOKENS) * per_token

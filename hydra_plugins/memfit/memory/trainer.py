@@ -1,0 +1,147 @@
+"""Peak memory of one pass of a trained (or reference) model: the moments of a pass at which the peak can be.
+
+A pass has a few points where something large comes to life: the loss head, the matrix product below it, a decoder
+layer, the reduction of a gradient. Each is written down as one `MemoryBreakdown`; the peak of the pass is the largest.
+Model states (`states`) are not in here: they are resident whatever the pass does.
+
+Symbols: T tokens of the micro-batch on this rank, L layers, n, R, E, N as in `fsdp`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hydra_plugins.memfit.base.units import ceil_div
+from hydra_plugins.memfit.memory.activations import (
+    Widths,
+    body_saved_bytes,
+    checkpoint_bytes,
+    layer_backward_bytes,
+    layer_forward_bytes,
+    layer_saved_bytes,
+    position_bytes,
+)
+from hydra_plugins.memfit.memory.breakdown import MemoryBreakdown
+from hydra_plugins.memfit.memory.fsdp import Sharding
+from hydra_plugins.memfit.memory.head import (
+    Head,
+    forward_logits_bytes,
+    lm_head_logits_bytes,
+    update_logits_bytes,
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pass:
+    """One forward (and backward) pass over one micro-batch on one rank."""
+
+    widths: Widths
+    sharding: Sharding
+    head: Head
+    tokens: int
+    layers: int
+    vocabulary: int
+    checkpointing: bool = True
+    activation_offload: bool = False
+    """Saved layer inputs go to the host; two groups stay on the GPU."""
+    gradients: int = 0
+    """Parameters with gradients on one unsharded copy; 0 for a frozen base."""
+    gradient_bytes: int = 4
+    """Bytes of one resident gradient: that of the stored parameters."""
+    accumulates: bool = True
+    """Whether sharded gradients of an earlier micro-batch are already resident."""
+
+
+def peak(moments: tuple[MemoryBreakdown, ...]) -> MemoryBreakdown:
+    """Return the largest of the moments."""
+    return max(moments, key=lambda moment: moment.total_bytes)
+
+
+def _moment(
+    *, communication: int = 0, per_token: int = 0, tokens: int = 0, logits: int = 0, gradients: int = 0
+) -> MemoryBreakdown:
+    return MemoryBreakdown(
+        communication_buffers=communication, activations=per_token * tokens, logits=logits, gradients=gradients
+    )
+
+
+def forward_moments(p: Pass) -> tuple[MemoryBreakdown, ...]:
+    """Return the moments of a pass without gradients: old and reference log-probabilities, values."""
+    w, s, tokens = p.widths, p.sharding, p.tokens
+    position = position_bytes(w)
+    logits = forward_logits_bytes(p.head, tokens=tokens, vocabulary=p.vocabulary, hidden=w.h)
+    product = lm_head_logits_bytes(p.head, tokens=tokens, vocabulary=p.vocabulary)
+    return (
+        _moment(communication=s.root_during_loss_bytes(), logits=logits),
+        _moment(communication=s.root_during_product_bytes(), logits=product, per_token=2 * w.h + 37, tokens=tokens),
+        _moment(
+            communication=s.root_during_layers_bytes() + s.forward_unit_bytes(),
+            per_token=layer_forward_bytes(w) + position + 8,
+            tokens=tokens,
+        ),
+        _moment(
+            communication=s.root_during_layers_bytes() + s.forward_gather_bytes(),
+            per_token=4 * w.h + position,
+            tokens=tokens,
+        ),
+        _moment(communication=s.root_gather_bytes()),
+    )
+
+
+def update_moments(p: Pass) -> tuple[MemoryBreakdown, ...]:
+    """Return the moments of the forward and backward pass of an update."""
+    w, s, tokens = p.widths, p.sharding, p.tokens
+    position = position_bytes(w)
+    resident = ceil_div(p.gradient_bytes * p.gradients, s.ranks) if p.accumulates else 0
+    body = _saved(p, p.layers) + 8 * w.h + position
+    logits = update_logits_bytes(p.head, tokens=tokens, vocabulary=p.vocabulary, hidden=w.h)
+    product = lm_head_logits_bytes(p.head, tokens=tokens, vocabulary=p.vocabulary)
+    fused = p.head.fused != "none"
+    in_loss = s.product_backward_bytes(gradient=False) if fused else s.root_during_loss_bytes()
+    moments = [
+        _moment(communication=in_loss, per_token=body, tokens=tokens, logits=logits, gradients=resident),
+        _moment(
+            communication=s.product_backward_bytes(gradient=p.head.vocabulary),
+            per_token=body + 2 * w.h,
+            tokens=tokens,
+            logits=product,
+            gradients=resident,
+        ),
+        _moment(communication=s.product_reduction_bytes(), per_token=body, tokens=tokens, gradients=resident),
+    ]
+    for done in sorted({0, min(1, p.layers - 1), p.layers - 1}):
+        moments += _layer_moments(p, done, position)
+    reduced = resident or ceil_div(p.gradient_bytes * max(0, p.gradients - s.root), s.ranks)
+    moments.append(_moment(communication=s.root_reduction_bytes(), gradients=reduced))
+    return tuple(moments)
+
+
+def _saved(p: Pass, layers: int) -> int:
+    """Bytes a token that ``layers`` layers have saved for their backward pass."""
+    if not p.checkpointing and not p.activation_offload:
+        return layers * layer_saved_bytes(p.widths)
+    if p.activation_offload:
+        layers = min(layers, 2)
+    return layers * checkpoint_bytes(p.widths)
+
+
+def _layer_moments(p: Pass, done: int, position: int) -> list[MemoryBreakdown]:
+    """The peak inside the backward pass of layer L - 1 - done, and the reduction of its gradient."""
+    w, s = p.widths, p.sharding
+    left = p.layers - done
+    gradients = ceil_div(p.gradient_bytes * (p.gradients if p.accumulates else s.layer * done), s.ranks)
+    inside = layer_backward_bytes(w, checkpointing=p.checkpointing or p.activation_offload)
+    return [
+        _moment(
+            communication=s.layer_backward_bytes(first=done == 0, last=left == 1, mlp=w.h * w.mlp_rows),
+            per_token=_saved(p, left) + inside + position,
+            tokens=p.tokens,
+            gradients=gradients,
+        ),
+        _moment(
+            communication=s.layer_reduction_bytes(first=done == 0, last=left == 1),
+            per_token=_saved(p, left - 1) + 2 * w.h + position,
+            tokens=p.tokens,
+            gradients=gradients,
+        ),
+    ]
