@@ -1,4 +1,4 @@
-"""A plan as JSON: the stable contract that other tools read. Bytes are ints, of one GPU, unless the name says ``host``."""
+"""A plan as JSON: the stable contract that other tools read. Bytes are ints and, except for ``host``, of one GPU."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hydra_plugins.memfit.planning.problem import Change, Plan, Problem
 def to_dict(plan: Plan) -> dict[str, Any]:
     """Return the plan in the shape of the JSON contract (docs/cli.md), made of plain dicts, lists, strings and numbers.
 
-    ``peak_bytes`` is the largest peak of any phase; ``budget_bytes`` and ``binding_phase`` belong to the phase that decides.
+    ``peak_bytes`` is the largest peak of any phase; ``budget_bytes`` and ``binding_phase`` come from the deciding phase.
     """
     problem, estimate = plan.problem, plan.estimate
     return {

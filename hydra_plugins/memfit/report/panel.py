@@ -1,4 +1,4 @@
-"""The layout of a report: rich renderables, as wide as the terminal allows, with ASCII where the stream knows no more."""
+"""The layout of a report: as wide as the terminal allows, and in ASCII where the stream knows no more."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ UNICODE = Glyphs()
 ASCII = Glyphs(full="#", empty=".", mark=">", bullet="-")
 
 
-def plan_panel(plan: Plan, console: Console) -> Panel:
-    """Return the whole report on one plan."""
+def plan_panel(plan: Plan, console: Console, refusal: str = "") -> Panel:
+    """Return the whole report on one plan; ``refusal`` stands in for the verdict where the launch stops."""
     glyphs, width = _glyphs(console), _inner_width(console)
-    good = plan.fits and plan.trains_the_same
+    colour = _colour(plan, refusal)
     parts = [
-        Text(words.verdict(plan), style="bold green" if good else "bold yellow" if plan.fits else "bold red"),
+        Text(refusal or words.verdict(plan), style=f"bold {colour}"),
         _facts(plan),
         _phase_table(plan, glyphs, width),
         *_notes_below_table(plan),
@@ -51,29 +51,18 @@ def plan_panel(plan: Plan, console: Console) -> Panel:
         *_pinned(plan),
         *_bullets("warnings", all_warnings(plan), glyphs, "yellow"),
     ]
-    return _framed(
-        parts, f"memfit: {words.launch(plan)}", "green" if good else "yellow" if plan.fits else "red", console
-    )
-
-
-def refusal_panel(plan: Plan, message: str, console: Console) -> Panel:
-    """Return why nothing fits, and the largest terms of the phase that decides."""
-    glyphs, width = _glyphs(console), _inner_width(console)
-    parts = [
-        Text(message, style="bold red"),
-        _facts(plan),
-        _phase_table(plan, glyphs, width),
-        *_notes_below_table(plan),
-        *_changes(plan),
-        *_pinned(plan),
-        *_bullets("warnings", all_warnings(plan), glyphs, "yellow"),
-    ]
-    return _framed(parts, f"memfit: {words.launch(plan)}", "red", console)
+    return _framed(parts, f"memfit: {words.launch(plan)}", colour, console)
 
 
 def message_panel(message: str, console: Console) -> Panel:
     """Return one error in a frame."""
     return _framed([Text(message)], "memfit", "red", console)
+
+
+def _colour(plan: Plan, refusal: str) -> str:
+    if refusal or not plan.fits:
+        return "red"
+    return "green" if plan.trains_the_same else "yellow"
 
 
 def _framed(parts: Sequence[RenderableType], title: str, colour: str, console: Console) -> Panel:

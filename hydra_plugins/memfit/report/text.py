@@ -30,7 +30,7 @@ def print_plan(plan: Plan, style: str = "full", *, stream: TextIO | None = None)
 
 
 def print_error(error: MemfitError, style: str = "full", *, stream: TextIO | None = None) -> None:
-    """Write why memfit stops, even when the report is ``off``; an error that carries a plan also shows what would fit."""
+    """Write why memfit stops, even when the report is ``off``; with a plan, also what would fit."""
     plan = getattr(error, "plan", None)
     if style in ("short", "off"):
         _write(f"memfit: {error}\n", stream)
@@ -38,14 +38,14 @@ def print_error(error: MemfitError, style: str = "full", *, stream: TextIO | Non
     from hydra_plugins.memfit.report import panel
 
     if isinstance(plan, Plan):
-        _render(lambda console: panel.refusal_panel(plan, str(error), console), stream)
+        _render(lambda console: panel.plan_panel(plan, console, str(error)), stream)
         _write(proposal_text(plan), stream)
     else:
         _render(lambda console: panel.message_panel(str(error), console), stream)
 
 
 def proposal_text(plan: Plan) -> str:
-    """Return what would make a plan fit, as lines without a frame, so that they can be copied; empty where nothing would."""
+    """Return what would make a plan fit, as lines to copy, without a frame; empty where nothing would."""
     if not plan.proposals:
         return ""
     semantic = any(change.kind != "neutral" for change in plan.proposals)

@@ -11,9 +11,8 @@ def launch(plan: Plan) -> str:
     """Return which framework runs on what: ``verl 0.9.1 on 1 x h200``."""
     problem = plan.problem
     nodes = f"{problem.nodes} nodes of " if problem.nodes > 1 else ""
-    return (
-        f"{problem.framework} {problem.framework_version} on {nodes}{problem.gpus_per_node} x {problem.hardware.name}"
-    )
+    devices = f"{nodes}{problem.gpus_per_node} x {problem.hardware.name}"
+    return f"{problem.framework} {problem.framework_version} on {devices}"
 
 
 def verdict(plan: Plan) -> str:
@@ -28,18 +27,13 @@ def verdict(plan: Plan) -> str:
 
 
 def obstacle(estimate: Estimate) -> str:
-    """Return the first thing that does not fit, with what it needs and what there is; needs an estimate that does not fit."""
-    phase = estimate.binding_phase
+    """Return the first thing that does not fit, with what it needs and what there is; the estimate must not fit."""
+    phase, host = estimate.binding_phase, estimate.host
     if not phase.fits:
-        return f"{phase.name} needs {gib(phase.peak_bytes)}, {gib(phase.excess_bytes)} over its budget of " + gib(
-            phase.budget_bytes
-        )
+        return f"{phase.name} needs {gib(phase.peak_bytes)}, {_over(phase.excess_bytes, phase.budget_bytes)}"
     if estimate.shortfalls:
         return f"{estimate.shortfalls[0].phase}: {estimate.shortfalls[0].why}"
-    host = estimate.host
-    return (
-        f"the host needs {gib(host.peak_bytes)} of memory, {gib(host.excess_bytes)} over its {gib(host.budget_bytes)}"
-    )
+    return f"the host needs {gib(host.peak_bytes)} of memory, {_over(host.excess_bytes, host.budget_bytes)}"
 
 
 def largest_terms(phase: PhaseEstimate, num_terms: int = 3) -> str:
@@ -95,6 +89,10 @@ def step(change: Change) -> str:
 def count(number: int, noun: str) -> str:
     """Return ``1 change`` or ``2 changes``."""
     return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+def _over(excess_bytes: int, budget_bytes: int) -> str:
+    return f"{gib(excess_bytes)} over its budget of {gib(budget_bytes)}"
 
 
 def _shown(value: object) -> str:
