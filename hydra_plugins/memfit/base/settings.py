@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 GOALS = ("fit", "fast")
@@ -18,7 +19,7 @@ class Lengths:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Settings:
-    """What the user may say about the plan itself. Defaults and meaning: ``conf/memfit/settings.yaml``."""
+    """What the user may say about the plan itself. Defaults and meaning: ``conf/memfit/launch.yaml``."""
 
     goal: str = "fit"
     """``fit`` keeps what fits and changes the least; ``fast`` retunes every neutral knob for speed."""
@@ -42,3 +43,5 @@ class Settings:
     """Memory of one host; ``None``: the detected one, else the one in conf/hardware."""
     exact: bool = False
     """Settle a TPU plan with an ahead-of-time compile."""
+    mapping: Mapping[str, str] = field(default_factory=dict)
+    """For frameworks whose keys memfit cannot know: its own name -> dotted key of the user's config."""
