@@ -1,0 +1,29 @@
+"""``memfit check``: does this launch fit as it is?"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from hydra_plugins.memfit.cli.options import add_launch_options
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the command to the parser of ``memfit``."""
+    says = "Judge a launch as it is asked for; nothing is changed."
+    add_launch_options(subparsers.add_parser("check", help=says, description=says, allow_abbrev=False))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the prediction; return 0 when it fits, 3 when not, 2 when it would die for another reason than its size."""
+    from hydra_plugins.memfit.cli.launch import read_launch
+    from hydra_plugins.memfit.cli.output import show
+    from hydra_plugins.memfit.planning.search import check
+
+    plan = check(read_launch(args).problem)
+    show(plan, as_json=args.json)
+    if plan.problem.blockers and plan.problem.settings.strict:
+        print(*(f"memfit: {reason}" for reason in plan.problem.blockers), sep="\n", file=sys.stderr)
+        return 2
+    return 0 if plan.fits else 3

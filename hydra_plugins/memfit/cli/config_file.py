@@ -1,0 +1,95 @@
+"""``--config FILE``: a yaml or json file of nested or dotted keys, as one nested config."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hydra_plugins.memfit.base.errors import ConfigError
+
+MAX_BYTES = 10 * 1024 * 1024
+"""A launch's config has some kilobytes; what is larger is another file by mistake."""
+
+
+def read_config_file(name: str) -> dict[str, Any]:
+    """Return the config in the file ``name``, nested; raises `ConfigError` that names the file and what is wrong in it.
+
+    Keys may be nested, dotted, or both: ``{"data.train_batch_size": 64, "trainer": {"nnodes": 1}}``. Hydra's prefixes
+    ``+`` and ``++`` in front of a key are accepted, as they stand in a launch script.
+    """
+    path = Path(name).expanduser()
+    content = _parse(path, _read(path))
+    if not isinstance(content, Mapping):
+        kind = "is empty" if content is None else f"holds a {type(content).__name__}"
+        raise ConfigError(f"--config {name} {kind}; it must hold keys and values, such as data.train_batch_size: 64.")
+    try:
+        return nested(content)
+    except ConfigError as error:
+        raise ConfigError(f"--config {name}: {error}") from None
+
+
+def nested(given: Mapping[Any, Any]) -> dict[str, Any]:
+    """Return ``given`` with every dotted key unfolded; raises `ConfigError` where two keys contradict each other.
+
+    >>> nested({"a.b": 1, "a": {"c.d": 2}})
+    {'a': {'b': 1, 'c': {'d': 2}}}
+    """
+    unfolded: dict[str, Any] = {}
+    for key, value in given.items():
+        _put(
+            unfolded, str(key).lstrip("+").split("."), nested(value) if isinstance(value, Mapping) else value, str(key)
+        )
+    return unfolded
+
+
+def _put(target: dict[str, Any], parts: list[str], value: Any, key: str) -> None:
+    head, *rest = parts
+    if not head:
+        raise ConfigError(f"the key {key!r} has an empty part.")
+    if rest:
+        _put(_section(target, head, key), rest, value, key)
+    elif isinstance(value, Mapping):
+        section = _section(target, head, key)
+        for name, child in value.items():
+            _put(section, [name], child, f"{key}.{name}")
+    elif head in target and target[head] != value:
+        raise ConfigError(f"the key {key!r} is given twice, with {target[head]!r} and {value!r}. Keep one of them.")
+    else:
+        target[head] = value
+
+
+def _section(target: dict[str, Any], head: str, key: str) -> dict[str, Any]:
+    section = target.setdefault(head, {})
+    if not isinstance(section, dict):
+        raise ConfigError(f"the key {key!r} needs a section where {section!r} is given. Keep one of them.")
+    return section
+
+
+def _read(path: Path) -> str:
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise ConfigError(f"--config {path} is larger than {MAX_BYTES} bytes: it cannot be a launch's config.")
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise ConfigError(f"--config {path} cannot be read: {error.strerror or error}.") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"--config {path} is not text in UTF-8; it must be yaml or json.") from None
+
+
+def _parse(path: Path, text: str) -> Any:
+    try:
+        return json.loads(text) if path.suffix == ".json" else _yaml(text)
+    except Exception as error:  # of the parsers: json, PyYAML and OmegaConf's constructors have no common base
+        said = " ".join(str(error).split())
+        raise ConfigError(f"--config {path} is not valid {path.suffix.lstrip('.') or 'yaml'}: {said}") from None
+
+
+def _yaml(text: str) -> Any:
+    """Parse as Hydra would: ``1e-6`` is a float, a date is text, a key that stands twice is an error."""
+    from omegaconf import OmegaConf
+
+    if ":" not in text:  # OmegaConf makes the one key of a mapping out of a single word
+        return text.strip() or None
+    return OmegaConf.to_container(OmegaConf.create(text), resolve=False)

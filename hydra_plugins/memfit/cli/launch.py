@@ -1,0 +1,174 @@
+"""The launch that a command line describes, as the planner's `Problem`: no framework needs to be installed.
+
+What a real launch composes with Hydra is put together here from the adapter's embedded defaults, the file of
+``--config`` and the ``key=value`` words, in this order. Settings, hardware and pins are read by the code of the hook.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from hydra_plugins.memfit.base.errors import ConfigError, UnknownName
+from hydra_plugins.memfit.base.paths import conf_dir
+from hydra_plugins.memfit.base.settings import Settings
+from hydra_plugins.memfit.cli.config_file import read_config_file
+from hydra_plugins.memfit.cli.line import Line, apply, read_line
+from hydra_plugins.memfit.compose.handover import hardware_of
+from hydra_plugins.memfit.compose.launch import pinned_by
+from hydra_plugins.memfit.compose.overrides import Order, read_order
+from hydra_plugins.memfit.compose.plain import ABSENT, leaves, plain, value_at
+from hydra_plugins.memfit.compose.settings import read_settings
+from hydra_plugins.memfit.frameworks import registry
+from hydra_plugins.memfit.frameworks.adapter import Adapter
+from hydra_plugins.memfit.hardware.spec import Hardware
+from hydra_plugins.memfit.model.spec import ModelSpec
+from hydra_plugins.memfit.planning.context import Context
+from hydra_plugins.memfit.planning.problem import Problem
+
+_NOT_A_FRAMEWORKS = ("hydra", "memfit", "defaults")
+"""Top-level keys of a config file that no framework reads."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Launch:
+    """What a command line asks for, read and ready to be judged."""
+
+    problem: Problem
+    pinned: frozenset[str]
+    absent: frozenset[str]
+    """Keys of knobs that the framework's yaml does not have: on its command line they need ``++``."""
+
+
+def read_launch(args: argparse.Namespace) -> Launch:
+    """Return the launch that the options of `add_launch_options` describe; raises `MemfitError` for what is wrong."""
+    line = read_line(args.overrides)
+    given = read_config_file(args.config) if args.config else {}
+    node = _memfit_node(given.get("memfit"), line, args)
+    own = {key: value for key, value in given.items() if key not in _NOT_A_FRAMEWORKS}
+    adapter = _adapter(node, own, line)
+    version = _version(adapter, node.get("framework_version"))
+    settings = read_settings({**node, "framework": adapter.name, "framework_version": version})
+    config = _composed(adapter, version, own, line)
+    order = _order(args.overrides, config, own, line)
+    pinned = order.pinned | pinned_by(settings.pin, config)
+    problem = adapter.problem(config, _context(args, node, settings, order, pinned))
+    absent = frozenset(knob.key for knob in problem.knobs if value_at(config, knob.key) is ABSENT)
+    return Launch(problem=problem, pinned=pinned, absent=absent)
+
+
+def _memfit_node(given: Any, line: Line, args: argparse.Namespace) -> dict[str, Any]:
+    """Return the ``memfit`` node: the file's section, then the ``memfit.*`` words, then the flags."""
+    if given is not None and not isinstance(given, Mapping):
+        raise ConfigError(f"the section memfit of --config is {given!r}; it must hold settings, such as margin: 0.05.")
+    root = OmegaConf.create({"memfit": dict(given or {})})
+    apply(root, line.settings)
+    node: dict[str, Any] = plain(root)["memfit"]
+    flags = {"framework": args.framework, "framework_version": args.framework_version}
+    node.update({key: value for key, value in flags.items() if value is not None})
+    for group, flag in (("hardware", args.hardware), ("model", args.model)):
+        chosen = line.groups.get(group)
+        if flag and chosen and flag != chosen:
+            raise ConfigError(f"--{group} {flag} and {group}={chosen} contradict each other. Keep one of them.")
+        node[group] = _facts(group, flag or chosen, node.get(group))
+    return node
+
+
+def _facts(group: str, name: str | None, own: Any) -> Any:
+    """Return the node of a group: the facts of the file ``name`` below what the user gave himself."""
+    if own is not None and not isinstance(own, Mapping):
+        raise ConfigError(f"memfit.{group} is {own!r}; it must hold facts. To choose a file: --{group} {own}")
+    own = dict(own or {})
+    if group == "hardware" and not own.get("name"):
+        name = name or "auto"
+    if name is None:
+        return own or None
+    if name == "auto" and group == "hardware":
+        return {"name": "auto", **own}
+    return {**_file(group, name), **own}
+
+
+def _file(group: str, name: str) -> dict[str, Any]:
+    folder = conf_dir() / group
+    known = [path.stem for path in folder.glob("*.yaml")]
+    if name not in known:
+        raise UnknownName(group, name, known, f"Or give its facts one by one: memfit.{group}.KEY=VALUE.")
+    content = plain(DictConfig(OmegaConf.load(folder / f"{name}.yaml")))
+    facts = value_at(content, f"memfit.{group}")
+    return dict(content if facts is ABSENT else facts)
+
+
+def _adapter(node: Mapping[str, Any], own: Mapping[str, Any], line: Line) -> Adapter:
+    name = node.get("framework")
+    if isinstance(name, str):
+        return registry.adapter(name)
+    asked = OmegaConf.create(dict(own))
+    apply(asked, line.values)
+    try:
+        return registry.recognise(plain(asked))
+    except ConfigError as error:
+        raise ConfigError(f"{error} Here: --framework NAME.") from None
+
+
+def _version(adapter: Adapter, asked: Any) -> str:
+    """Return the version whose defaults count; an adapter may know better than by name (`pick_version`)."""
+    pick = getattr(adapter, "pick_version", None)
+    if pick is not None:
+        return str(pick(asked))
+    if asked is not None and asked not in adapter.versions:
+        raise UnknownName(f"{adapter.name} version", str(asked), adapter.versions)
+    return str(asked or adapter.versions[-1])
+
+
+def _composed(adapter: Adapter, version: str, own: Mapping[str, Any], line: Line) -> dict[str, Any]:
+    try:
+        config = OmegaConf.merge(OmegaConf.create(dict(adapter.defaults(version))), OmegaConf.create(dict(own)))
+    except (OmegaConfBaseException, ValueError, TypeError) as error:
+        raise ConfigError(f"--config cannot be merged into the defaults of {adapter.name}: {error}") from None
+    assert isinstance(config, DictConfig)
+    apply(config, line.values, getattr(adapter, "known", None))
+    return plain(config)
+
+
+def _order(words: list[str], config: Mapping[str, Any], own: Mapping[str, Any], line: Line) -> Order:
+    """Return what the user wrote himself; only a pasted ``+hardware=`` pins, with what stands behind it."""
+    order = read_order(words, config)
+    explicit = order.explicit | frozenset(leaves(own) if own else ())
+    pinned = order.pinned if "hardware" in line.groups else frozenset()
+    return Order(explicit=explicit, pinned=pinned, settings=order.settings)
+
+
+def _context(
+    args: argparse.Namespace, node: Mapping[str, Any], settings: Settings, order: Order, pinned: frozenset[str]
+) -> Context:
+    from hydra_plugins.memfit.model.resolve import resolve_model
+
+    return Context(
+        hardware=_hardware(node, order),
+        settings=settings,
+        resolve_model=partial(resolve_model, environ=os.environ),
+        model=_model(node.get("model")),
+        gpus_per_node=args.gpus,
+        nodes=args.nodes,
+        environ=dict(os.environ),
+        pinned=pinned,
+        explicit=order.explicit,
+    )
+
+
+def _hardware(node: Mapping[str, Any], order: Order) -> Hardware:
+    own = frozenset(key for key in order.settings if key.startswith("memfit.hardware."))
+    return hardware_of(node["hardware"], own, dict(os.environ))
+
+
+def _model(node: Mapping[str, Any] | None) -> ModelSpec | None:
+    from hydra_plugins.memfit.model.resolve import from_mapping
+
+    return from_mapping(node) if node else None

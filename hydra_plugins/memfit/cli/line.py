@@ -1,0 +1,106 @@
+"""``key=value`` words of the command line, applied to a framework's config as Hydra would apply them."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, OverrideType
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from hydra_plugins.memfit.base.errors import ConfigError
+from hydra_plugins.memfit.compose.plain import ABSENT, leaves, value_at
+
+GROUPS = ("hardware", "model")
+"""``+hardware=NAME`` and ``+model=NAME`` stand for ``--hardware NAME`` and ``--model NAME``."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Line:
+    """The words of one command line, by what they are for."""
+
+    values: tuple[Override, ...] = ()
+    """What they set in the framework's config."""
+    settings: tuple[Override, ...] = ()
+    """``memfit.*``."""
+    groups: Mapping[str, str]
+    """Chosen file by name of the group (`GROUPS`)."""
+
+
+def read_line(words: Sequence[str]) -> Line:
+    """Return the parsed ``words``; Hydra's own (``hydra.run.dir=...``) are left out.
+
+    Raises `ConfigError` for what Hydra's grammar refuses, for a sweep, and for a group that is chosen twice.
+    """
+    values: list[Override] = []
+    settings: list[Override] = []
+    groups: dict[str, str] = {}
+    for override in _parse(words):
+        if override.is_sweep_override():
+            raise ConfigError(f"{override.input_line} is a sweep; memfit judges one launch at a time. Give one value.")
+        if override.key_or_group in GROUPS and isinstance(override.value(), str):
+            _choose(groups, override)
+        elif override.key_or_group.split(".")[0] == "memfit":
+            settings.append(override)
+        elif override.key_or_group.split(".")[0].split("/")[0] != "hydra":
+            values.append(override)
+    return Line(values=tuple(values), settings=tuple(settings), groups=groups)
+
+
+def apply(config: DictConfig, overrides: Sequence[Override], known: Callable[[str], bool] | None = None) -> None:
+    """Set ``overrides`` in ``config``, in their order.
+
+    ``known`` says whether the framework has a key that is not in ``config``; without it every key is accepted. Raises
+    `ConfigError` where Hydra would refuse: a new key without ``+``, a deletion of what is not there, a value that the
+    section cannot hold.
+    """
+    for override in overrides:
+        key = override.key_or_group
+        if override.type in (OverrideType.CHANGE, OverrideType.DEL):
+            _refuse_unknown(config, override, known)
+        try:
+            if override.type == OverrideType.DEL:
+                _delete(config, key)
+            else:
+                OmegaConf.update(config, key, override.value(), merge=True, force_add=True)
+        except (OmegaConfBaseException, ValueError, TypeError) as error:
+            raise ConfigError(f"{override.input_line} cannot be set: {str(error).splitlines()[0]}") from None
+
+
+def _parse(words: Sequence[str]) -> list[Override]:
+    try:
+        return OverridesParser.create().parse_overrides(overrides=list(words))
+    except HydraException as error:
+        said = str(error).strip().splitlines()
+        raise ConfigError(
+            f"{said[0]} Values are given as in Hydra: key=value, quotes around special characters."
+        ) from None
+
+
+def _choose(groups: dict[str, str], override: Override) -> None:
+    group, name = override.key_or_group, str(override.value())
+    if groups.setdefault(group, name) != name:
+        raise ConfigError(f"{group} is chosen twice, {groups[group]} and {name}. Keep one of them.")
+
+
+def _refuse_unknown(config: DictConfig, override: Override, known: Callable[[str], bool] | None) -> None:
+    key = override.key_or_group
+    content = cast("dict[str, Any]", OmegaConf.to_container(config, resolve=False))
+    if value_at(content, key) is not ABSENT:
+        return
+    if override.type == OverrideType.DEL or (known is not None and not known(key)):
+        close = difflib.get_close_matches(key, leaves(content), n=1, cutoff=0.6)
+        guess = f" Did you mean {close[0]}?" if close else ""
+        add = "" if override.type == OverrideType.DEL else f" To add it all the same: +{override.input_line}"
+        raise ConfigError(f"the config has no key {key}.{guess}{add}")
+
+
+def _delete(config: DictConfig, key: str) -> None:
+    section, _, name = key.rpartition(".")
+    parent = OmegaConf.select(config, section) if section else config
+    del parent[name]

@@ -1,0 +1,38 @@
+"""The options that describe a launch; every command that plans one has the same."""
+
+from __future__ import annotations
+
+import argparse
+
+OVERRIDES_HELP = """\
+key=value    values of the launch, in the grammar of Hydra's command line: key=value, +key=value, ++key=value, ~key.
+             memfit.KEY=value are memfit's own settings (memfit.margin=0.08, memfit.pin=[trainer.nnodes]).
+             A launch line can be pasted as it is: what stands behind +hardware=NAME is pinned, also here.
+
+exit status: 0 it fits, 3 it does not fit, 2 the input is wrong
+"""
+
+
+def add_launch_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of one launch to ``parser``; `hydra_plugins.memfit.cli.launch.read_problem` reads them."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = OVERRIDES_HELP
+    parser.usage = f"{parser.prog} [options] [key=value ...]"
+    add = parser.add_argument
+    add("--framework", metavar="NAME", help="verl, ...; recognised from the keys when left out")
+    add("--framework-version", metavar="X.Y.Z", help="the installed one when left out, else the newest known")
+    add(
+        "--hardware", metavar="NAME", help="h200, a100-80, ... or auto (default: auto, the accelerator of this machine)"
+    )
+    add("--gpus", type=_count, metavar="N", help="devices of one node; the config's own count when left out")
+    add("--nodes", type=_count, metavar="N", help="nodes; the config's own count when left out")
+    add("--model", metavar="NAME", help="architecture of the policy; the model path of the launch when left out")
+    add("--config", metavar="FILE", help="yaml or json of nested or dotted keys, below the key=value ones")
+    add("--json", action="store_true", help="print the plan as JSON on stdout, and nothing else")
+    parser.set_defaults(takes_overrides=True)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)

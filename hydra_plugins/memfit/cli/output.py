@@ -1,0 +1,35 @@
+"""What a command prints: JSON for programs, the report for people."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+from hydra_plugins.memfit.base.errors import NoPlanFits
+from hydra_plugins.memfit.planning.problem import Plan
+from hydra_plugins.memfit.report.json import to_dict
+from hydra_plugins.memfit.report.text import print_error, print_plan
+
+
+def print_json(document: Any) -> None:
+    """Print ``document`` on stdout, and nothing else."""
+    print(json.dumps(document, indent=2, ensure_ascii=False), file=sys.stdout)
+
+
+def show(plan: Plan, *, as_json: bool) -> None:
+    """Print ``plan`` on stdout, as JSON or in the style of ``memfit.report``."""
+    if as_json:
+        print_json(to_dict(plan))
+    else:
+        print_plan(plan, plan.problem.settings.report, stream=sys.stdout)
+
+
+def show_refusal(error: NoPlanFits, *, as_json: bool) -> None:
+    """Print why nothing fits: on stdout for people, and with ``--json`` the plan on stdout and the reason on stderr."""
+    plan = getattr(error, "plan", None)
+    if as_json and isinstance(plan, Plan):
+        print_json(to_dict(plan))
+        print(f"memfit: {error}", file=sys.stderr)
+    else:
+        print_error(error, stream=sys.stdout)
