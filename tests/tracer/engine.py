@@ -1,0 +1,158 @@
+"""One training step of one rank, phase by phase, under a recorder."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import warnings
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from tracer import kernels, sharding
+from tracer.case import Case
+from tracer.head import Batch, Head, policy_loss, value_loss
+from tracer.models import SHAPES
+
+
+class Recorder(Protocol):
+    """What the engine tells its observer."""
+
+    def mark(self, phase: str) -> None:
+        """A phase begins, and the one before ends."""
+
+    def label(self, tensor: torch.Tensor, label: str) -> None:
+        """``tensor`` is held for a known purpose."""
+
+    def backward_pass(self) -> contextlib.AbstractContextManager[None]:
+        """Autograd's engine runs inside."""
+
+
+class Engine:
+    """The model, its optimizer and the phases of a step. Valid inside `session` only."""
+
+    def __init__(self, case: Case, recorder: Recorder, mesh: Any) -> None:
+        self.case, self.recorder = case, recorder
+        self.head = Head(case)
+        self.vocab_size: int = SHAPES[case.model]["vocab_size"]
+        model = sharding.build_module(case)
+        self.parameter_shapes = {tuple(p.shape) for p in model.parameters()}
+        self.parameters = sum(p.numel() for p in model.parameters())
+        self.module = sharding.shard(model, case, mesh)
+        self.optimizer = self._make_optimizer() if case.trains else None
+
+    def _make_optimizer(self) -> torch.optim.Optimizer:
+        # torch picks foreach on CUDA, for flat parameters and DTensors alike
+        return torch.optim.AdamW(self.module.parameters(), lr=1e-6, weight_decay=0.01, foreach=True)
+
+    def run(self) -> None:
+        """Run every phase of the case once, after a first optimizer step that makes the Adam states."""
+        self.recorder.mark("setup")
+        sharding.lazy_init(self.module, self.case)
+        self._label_states()
+        if self.optimizer is not None:
+            self._first_step(self.optimizer)
+        self.infer()
+        if self.optimizer is not None:
+            self.update()
+            self.step(self.optimizer)
+        self.recorder.mark("end")
+
+    def infer(self) -> None:
+        """Old log-probs, reference log-probs or values: one micro-batch without gradients."""
+        self.module.eval()
+        self.recorder.mark({"actor": "log_prob", "ref": "ref_log_prob", "critic": "values"}[self.case.role])
+        with torch.no_grad():
+            kept = self._forward(Batch.make(self.case, self.vocab_size), training=False)
+        sharding.reshard(self.module, self.case)
+        del kept
+        self.module.train()
+
+    def update(self) -> None:
+        """Forward and backward of every micro-batch."""
+        self.recorder.mark("update")
+        for index in range(self.case.micro_batches):
+            batch = Batch.make(self.case, self.vocab_size)
+            with sharding.gradient_sync(self.module, self.case, last=index == self.case.micro_batches - 1):
+                loss = self._forward(batch, training=True)
+                with self.recorder.backward_pass():
+                    loss.backward()
+            del loss, batch
+            gc.collect()
+            self._label_states()
+
+    def step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Clip the gradients and step."""
+        self.recorder.mark("optimizer_step")
+        sharding.clip_gradients(self.module, self.case)
+        optimizer.step()
+        optimizer.zero_grad()
+        gc.collect()
+
+    def _first_step(self, optimizer: torch.optim.Optimizer) -> None:
+        for parameter in self.module.parameters():
+            if parameter.requires_grad:
+                parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
+        optimizer.zero_grad()
+        self._label_states()
+        gc.collect()
+
+    def _forward(self, batch: Batch, *, training: bool) -> Any:
+        """verl's ``forward_step``: the raw output lives until the loss is there."""
+        case = self.case
+        extra: dict[str, Any] = {}
+        if case.fused != "none":
+            extra = {"temperature": case.temperature, "return_dict": True, "shift_labels": batch.labels.unsqueeze(0)}
+        raw = self.module(
+            input_ids=batch.input_ids, attention_mask=None, position_ids=batch.position_ids, use_cache=False, **extra
+        )
+        if case.role == "critic":
+            values = raw.logits.reshape(-1)
+            return value_loss(values, batch) if training else values.detach()
+        asked = case.update_entropy if training else case.log_prob_entropy and case.role == "actor"
+        out = self.head.outputs(raw, batch, entropy=asked)
+        return policy_loss(out, batch) if training else {name: value.detach() for name, value in out.items()}
+
+    def _label_states(self) -> None:
+        for parameter in self.module.parameters():
+            self.recorder.label(parameter, "weights")
+            if parameter.grad is not None:
+                self.recorder.label(parameter.grad, "gradients")
+        states = self.optimizer.state.values() if self.optimizer is not None else ()
+        for tensor in (t for state in states for t in state.values() if isinstance(t, torch.Tensor)):
+            self.recorder.label(tensor, "optimizer_states")
+
+
+@contextlib.contextmanager
+def session(case: Case, recorder: Recorder, *, fake: bool = True) -> Iterator[Engine]:
+    """Yield an engine on tensors without data (``fake``) or, for toys, on real ones."""
+    from torch.nested._internal.nested_tensor import _nt_view_dummy
+
+    _nt_view_dummy()  # a singleton that has to be real
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")
+        stack.enter_context(
+            kernels.installed(
+                flash=case.log_prob == "flash_ce", sequences=case.sequences, ulysses=case.ulysses, padded=case.padded
+            )
+        )
+        mesh = stack.enter_context(sharding.process_group(case))
+        if fake:
+            stack.enter_context(fake_tensors())
+        engine = Engine(case, recorder, mesh)
+        gc.collect()
+        gc.freeze()  # keeps the collections between phases short
+        stack.callback(gc.unfreeze)
+        yield engine
+        del engine.module, engine.optimizer
+
+
+def fake_tensors() -> FakeTensorMode:
+    """Return the mode in which tensors have a shape, a dtype and a lifetime, but no data."""
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    return FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv())  # the environment serves nested tensors

@@ -1,0 +1,76 @@
+"""Architectures of public checkpoints, and their construction from the configuration alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+Shape = dict[str, Any]
+
+
+def _shape(kind: str, layers: int, hidden: int, mlp: int, heads: int, kv_heads: int, vocab: int, **more: Any) -> Shape:
+    """Name the numbers as config.json does."""
+    return {
+        "model_type": kind,
+        "num_hidden_layers": layers,
+        "hidden_size": hidden,
+        "intermediate_size": mlp,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "vocab_size": vocab,
+        "tie_word_embeddings": more.pop("tied", False),
+        "max_position_embeddings": 131072,
+        **more,
+    }
+
+
+_Q, _Q7, _L = 151936, 152064, 128256
+_MOE = {"norm_topk_prob": True, "decoder_sparse_step": 1, "head_dim": 128}
+
+# Source: config.json of the public checkpoints of these names.
+SHAPES: dict[str, Shape] = {
+    "qwen2.5-0.5b": _shape("qwen2", 24, 896, 4864, 14, 2, _Q, tied=True),
+    "qwen2.5-1.5b": _shape("qwen2", 28, 1536, 8960, 12, 2, _Q, tied=True),
+    "qwen2.5-3b": _shape("qwen2", 36, 2048, 11008, 16, 2, _Q, tied=True),
+    "qwen2.5-7b": _shape("qwen2", 28, 3584, 18944, 28, 4, _Q7),
+    "qwen2.5-14b": _shape("qwen2", 48, 5120, 13824, 40, 8, _Q7),
+    "qwen2.5-32b": _shape("qwen2", 64, 5120, 27648, 40, 8, _Q7),
+    "qwen3-0.6b": _shape("qwen3", 28, 1024, 3072, 16, 8, _Q, tied=True, head_dim=128),
+    "qwen3-1.7b": _shape("qwen3", 28, 2048, 6144, 16, 8, _Q, tied=True, head_dim=128),
+    "qwen3-4b": _shape("qwen3", 36, 2560, 9728, 32, 8, _Q, tied=True, head_dim=128),
+    "qwen3-8b": _shape("qwen3", 36, 4096, 12288, 32, 8, _Q, head_dim=128),
+    "llama-3.2-1b": _shape("llama", 16, 2048, 8192, 32, 8, _L, tied=True, head_dim=64),
+    "llama-3.2-3b": _shape("llama", 28, 3072, 8192, 24, 8, _L, tied=True, head_dim=128),
+    "llama-3.1-8b": _shape("llama", 32, 4096, 14336, 32, 8, _L, head_dim=128),
+    "mistral-7b": _shape("mistral", 32, 4096, 14336, 32, 8, 32768, head_dim=128, sliding_window=None),
+    "gemma-3-1b": _shape("gemma3_text", 26, 1152, 6912, 4, 1, 262144, tied=True, head_dim=256),
+    "qwen3-30b-a3b": _shape(
+        "qwen3_moe", 48, 2048, 6144, 32, 4, _Q, num_experts=128, num_experts_per_tok=8, moe_intermediate_size=768, **_MOE
+    ),
+    # toys, for runs on real tensors
+    "toy-qwen2": _shape("qwen2", 3, 64, 176, 4, 2, 1000, tied=True),
+    "toy-qwen2-untied": _shape("qwen2", 3, 64, 176, 4, 2, 1000),
+    "toy-qwen3": _shape("qwen3", 3, 64, 192, 4, 2, 1000, tied=True, head_dim=32),
+    "toy-llama": _shape("llama", 3, 64, 192, 4, 2, 1000, tied=True, head_dim=16),
+    "toy-gemma": _shape("gemma3_text", 3, 64, 192, 4, 1, 1000, tied=True, head_dim=32),
+    "toy-moe": _shape(
+        "qwen3_moe", 3, 64, 192, 4, 2, 1000, num_experts=8, num_experts_per_tok=2, moe_intermediate_size=64,
+        **{**_MOE, "head_dim": 16},
+    ),
+}  # fmt: skip
+
+
+def build(name: str, *, dtype: torch.dtype, attention: str, value_head: bool = False) -> torch.nn.Module:
+    """Return the Hugging Face model called ``name``, with freshly made (or fake) weights."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForTokenClassification
+
+    shape = dict(SHAPES[name])
+    config = AutoConfig.for_model(shape.pop("model_type"), **shape)
+    more: dict[str, Any] = {"attn_implementation": attention, "dtype": dtype}
+    if shape.get("num_experts"):
+        more["experts_implementation"] = "grouped_mm"  # the only one whose shapes do not depend on the router
+    if not value_head:
+        return AutoModelForCausalLM.from_config(config, **more)
+    config.num_labels, config.classifier_dropout, config.hidden_dropout = 1, 0.0, "0"
+    return AutoModelForTokenClassification.from_config(config, **more)
