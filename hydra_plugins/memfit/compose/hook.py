@@ -1,0 +1,153 @@
+"""What happens between Hydra's composition and the launch: read, plan, write back, report. Once for each config.
+
+Hydra reads ``hydra.runtime.choices`` right after it has applied the command line: under ``@hydra.main``, in
+``compose()``, for ``--cfg job`` and for each job of a sweep. The hardware groups put the resolver of `fit` there. No
+user sets that key, so nothing of theirs is lost and nothing merges over it. If Hydra ever stops to read it, the
+``memfit`` node stays in the config: its ``unplanned`` raises when it is resolved, and `write_record` stops the job.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from typing import Any
+
+from hydra.errors import CompactHydraException
+from omegaconf import DictConfig, open_dict, read_write
+from omegaconf.errors import InterpolationResolutionError
+
+from hydra_plugins.memfit.base.errors import MemfitError
+from hydra_plugins.memfit.compose import record
+from hydra_plugins.memfit.compose.handover import VARIABLE
+from hydra_plugins.memfit.compose.launch import Launch
+from hydra_plugins.memfit.compose.overrides import read_order
+from hydra_plugins.memfit.compose.plain import plain
+from hydra_plugins.memfit.compose.settings import is_strict
+from hydra_plugins.memfit.compose.write import NOT_OURS, write_plan
+from hydra_plugins.memfit.planning.problem import Plan
+
+REPORTED = "MEMFIT_REPORTED"
+"""Environment variable: digests of the plans reported so far; a child process of the launch says one line only."""
+
+_COMPLETION = frozenset({"-sc", "--shell_completion", "--shell-completion"})
+_MAX_ANSWERS = 4
+_answers: dict[str, Plan | MemfitError] = {}
+"""What this process answered, by question: Hydra before 1.4 composes each ``@hydra.main`` launch twice."""
+_said: set[str] = set()
+"""What this process printed."""
+
+
+class LaunchStopped(InterpolationResolutionError, CompactHydraException):
+    """A refusal in one line: OmegaConf passes on the first base unwrapped, Hydra prints no traceback for the second."""
+
+
+def fit(config: DictConfig) -> DictConfig:
+    """Plan the launch that ``config`` composes and write the plan into it; return the node that Hydra asked for.
+
+    Raises `LaunchStopped`, after the reason has been printed, when the launch cannot fit or cannot be judged and
+    ``memfit.strict`` is true; otherwise the reason is a warning and the config stays as it was composed.
+    """
+    with read_write(config), open_dict(config):
+        config.hydra.runtime.choices = {}
+    node = plain(config.memfit, leave_out=frozenset({"unplanned"}))
+    composed = plain(config, leave_out=NOT_OURS)
+    try:
+        order = read_order(list(config.hydra.overrides.task), composed)
+        launch = Launch(config=composed, node=node, order=order)
+        plan = _answer(launch) if not order.sweeps and _COMPLETION.isdisjoint(sys.argv) else None
+    except MemfitError as error:
+        _refuse(config, error, node)
+    else:
+        if plan is not None:
+            _apply(config, launch, plan)
+    return config.hydra.runtime.choices  # type: ignore[no-any-return]
+
+
+def refuse_unplanned() -> None:
+    """Raise: somebody resolves a config in which a hardware group was composed and that was never planned."""
+    raise MemfitError(
+        "this config names a hardware group, and Hydra did not ask memfit for the plan. Leave the hardware group out, "
+        "or use a version of hydra-core that memfit is tested with (see its README)."
+    )
+
+
+def _apply(config: DictConfig, launch: Launch, plan: Plan) -> None:
+    try:
+        write_plan(config, plan, launch.order.pinned, launch.config)
+    except MemfitError as error:  # half a plan is none: this stops the launch also where memfit.strict is false
+        raise LaunchStopped(f"memfit: {error}") from error
+    from hydra_plugins.memfit.report.json import to_dict
+
+    document = to_dict(plan)
+    _finish(config, document)
+    _report(plan, _digest(document))
+
+
+def _answer(launch: Launch) -> Plan:
+    """Return the plan, from memory when this process planned the same launch before; raises `MemfitError` alike."""
+    surroundings = {key: value for key, value in os.environ.items() if key not in (VARIABLE, REPORTED)}
+    order = [sorted(launch.order.explicit), sorted(launch.order.pinned)]
+    question = _digest([launch.config, launch.node, order, surroundings, os.getcwd()])
+    if question not in _answers:
+        if len(_answers) >= _MAX_ANSWERS:
+            _answers.clear()
+        _answers[question] = _plan(launch)
+    answer = _answers[question]
+    if isinstance(answer, MemfitError):
+        raise answer
+    return answer
+
+
+def _plan(launch: Launch) -> Plan | MemfitError:
+    try:
+        return launch.plan()
+    except MemfitError as error:
+        return error
+    except Exception as error:  # a defect of memfit must be no riddle for the user
+        defect = MemfitError(
+            f"memfit itself failed ({type(error).__name__}: {error}). Please report it; without the hardware group, or "
+            "with memfit.strict=false, the launch starts as it was composed."
+        )
+        defect.__cause__ = error
+        return defect
+
+
+def _refuse(config: DictConfig, error: MemfitError, node: dict[str, Any]) -> None:
+    """Print why there is no plan; then stop the launch, or let it start as it was composed."""
+    from hydra_plugins.memfit.report.text import print_error
+
+    if str(error) not in _said:
+        _said.add(str(error))
+        print_error(error, node["report"] if isinstance(node.get("report"), str) else "full")
+        if not is_strict(node):
+            print("memfit: strict is false: the launch starts as it was composed, without a plan.", file=sys.stderr)
+    if is_strict(node):
+        raise LaunchStopped(f"memfit: {error}") from error
+    _finish(config, {"planned": False, "reason": str(error)})
+
+
+def _finish(config: DictConfig, document: dict[str, Any]) -> None:
+    """Take memfit out of the config of the job, and leave its record with Hydra's own."""
+    record.keep_record(config, document)
+    with read_write(config), open_dict(config):
+        del config["memfit"]
+
+
+def _report(plan: Plan, digest: str) -> None:
+    """Print the report once for each launch: in full by its first process, in one line by the processes it starts."""
+    from hydra_plugins.memfit.report.text import print_plan
+
+    if digest in _said:
+        return
+    _said.add(digest)
+    style = plan.problem.settings.report
+    reported = os.environ.get(REPORTED, "").split()
+    print_plan(plan, "short" if style != "off" and digest in reported else style)
+    os.environ[REPORTED] = " ".join([*reported, digest][-64:])
+
+
+def _digest(value: object) -> str:
+    text = json.dumps(value, sort_keys=True, default=repr)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

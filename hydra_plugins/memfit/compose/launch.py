@@ -1,0 +1,74 @@
+"""One composed launch: what it asks for, what is pinned, and the plan for it."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from hydra_plugins.memfit.base.errors import ConfigError
+from hydra_plugins.memfit.base.settings import Settings
+from hydra_plugins.memfit.compose.handover import hardware_of
+from hydra_plugins.memfit.compose.overrides import Order
+from hydra_plugins.memfit.compose.plain import ABSENT, leaves, value_at
+from hydra_plugins.memfit.compose.settings import read_settings
+from hydra_plugins.memfit.planning.context import Context
+from hydra_plugins.memfit.planning.problem import Plan, Problem
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Launch:
+    """A composed config, taken apart."""
+
+    config: Mapping[str, Any]
+    """The framework's own part, plain: without the nodes ``hydra`` and ``memfit``."""
+    node: Mapping[str, Any]
+    """The ``memfit`` node, plain."""
+    order: Order
+
+    def plan(self) -> Plan:
+        """Return the plan; raises `MemfitError`, and `NoPlanFits` when nothing fits."""
+        from hydra_plugins.memfit.frameworks import registry
+        from hydra_plugins.memfit.planning.search import make_plan
+
+        settings = read_settings(self.node)
+        pinned = self.order.pinned | pinned_by(settings.pin, self.config)
+        adapter = registry.adapter(settings.framework) if settings.framework else registry.recognise(self.config)
+        problem = adapter.problem(self.config, self._context(settings, pinned))
+        return make_plan(problem, pinned=pinned | _knobs_below(settings.pin, problem))
+
+    def _context(self, settings: Settings, pinned: frozenset[str]) -> Context:
+        from hydra_plugins.memfit.model.resolve import from_mapping, resolve_model
+
+        own = frozenset(key for key in self.order.settings if key.startswith("memfit.hardware."))
+        model = self.node.get("model")
+        return Context(
+            hardware=hardware_of(self.node.get("hardware"), own, os.environ),
+            settings=settings,
+            resolve_model=partial(resolve_model, environ=os.environ),
+            model=from_mapping(model) if model else None,
+            environ=dict(os.environ),
+            pinned=pinned,
+            explicit=self.order.explicit,
+        )
+
+
+def pinned_by(pins: Sequence[str], config: Mapping[str, Any]) -> frozenset[str]:
+    """Return the keys at and below ``pins`` in the plain ``config``; raises `ConfigError` for an unknown pin."""
+    keys: set[str] = set()
+    for pin in pins:
+        value = value_at(config, pin)
+        if value is ABSENT:
+            close = difflib.get_close_matches(pin, list(leaves(config)), n=3)
+            hint = f" Close to it: {', '.join(close)}." if close else ""
+            raise ConfigError(f"memfit.pin names {pin!r}, and the config has no such key.{hint}")
+        keys.update(leaves(value, pin))
+    return frozenset(keys)
+
+
+def _knobs_below(pins: Sequence[str], problem: Problem) -> frozenset[str]:
+    """Return the knobs in pinned sections: a knob may stand for a key that the config does not have yet."""
+    return frozenset(k.key for k in problem.knobs for pin in pins if k.key == pin or k.key.startswith(f"{pin}."))

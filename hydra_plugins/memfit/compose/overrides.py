@@ -1,0 +1,77 @@
+"""The rule of order: what stands after the hardware group on the command line is pinned.
+
+A value in front of the group is requested; a value behind it is pinned. With the group in a defaults list, and not on
+the command line, every value of the command line is pinned. A config *group* chosen behind it pins nothing: it selects
+a file of defaults, and a default is requested (``memfit.pin=[section]`` pins what it sets). ``memfit.*`` are settings.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+
+from hydra_plugins.memfit.base.errors import ConfigError
+from hydra_plugins.memfit.compose.plain import leaves, value_at
+
+GROUP = "hardware"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Order:
+    """What the command line says about single keys."""
+
+    explicit: frozenset[str] = frozenset()
+    """Keys that it sets, adds or deletes."""
+    pinned: frozenset[str] = frozenset()
+    """Of those, the ones behind the hardware group."""
+    settings: frozenset[str] = frozenset()
+    """Keys of memfit's own (``memfit.margin``, ``memfit.hardware.capacity_bytes``) that it sets."""
+    sweeps: bool = False
+    """It holds a sweep (``a=1,2``): this is the config from which Hydra starts the jobs, and not a job."""
+
+
+def read_order(lines: Sequence[str], composed: Mapping[str, Any]) -> Order:
+    """Return what the overrides ``lines`` (``hydra.overrides.task``) set, against the plain ``composed`` config.
+
+    Raises `ConfigError` when the hardware group stands there twice.
+    """
+    parsed = OverridesParser.create().parse_overrides(overrides=list(lines))
+    marks = [index for index, override in enumerate(parsed) if _is_hardware(override)]
+    if len(marks) > 1:
+        both = " and ".join(str(parsed[index].input_line) for index in marks)
+        raise ConfigError(f"the hardware group stands twice on the command line ({both}). Keep one of them.")
+    first_pinned = marks[0] + 1 if marks else 0
+    explicit = frozenset(key for override in parsed for key in _keys(override, composed))
+    pinned = frozenset(key for override in parsed[first_pinned:] for key in _keys(override, composed))
+    return Order(
+        explicit=frozenset(key for key in explicit if not _is_setting(key)),
+        pinned=frozenset(key for key in pinned if not _is_setting(key)),
+        settings=frozenset(key for key in explicit if _is_setting(key)),
+        sweeps=any(override.is_sweep_override() for override in parsed),
+    )
+
+
+def _is_setting(key: str) -> bool:
+    return key.split(".")[0] == "memfit"
+
+
+def _is_hardware(override: Override) -> bool:
+    return override.key_or_group == GROUP and not override.is_delete()
+
+
+def _keys(override: Override, composed: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the keys whose value the override gives; nothing for a config group and for a sweep."""
+    key = re.sub(r"\[([^\]]*)\]", r".\1", override.key_or_group).strip(".")
+    if override.package is not None or "/" in key or key == GROUP:
+        return
+    if override.is_sweep_override():
+        return
+    value = None if override.is_delete() else override.value()
+    if isinstance(value, (str, list)) and isinstance(value_at(composed, key), Mapping):
+        return  # a group: its choice is a name, and what was composed there is a section
+    yield from leaves(value, key)

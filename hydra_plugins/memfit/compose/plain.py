@@ -1,0 +1,66 @@
+"""A composed config as plain dicts and lists, whatever in it cannot be resolved."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+ABSENT = object()
+"""What `value_at` returns where the config has no such key."""
+
+
+def plain(config: DictConfig, *, leave_out: frozenset[str] = frozenset()) -> dict[str, Any]:
+    """Return ``config`` resolved, without the top-level keys ``leave_out``.
+
+    Resolved leaf by leaf: an interpolation that fails (a resolver that needs the run, an unset environment variable)
+    and a missing value (``???``) stay as their own text, so that only a reader who needs that key meets it.
+    """
+    cache = dict(OmegaConf.get_cache(config))  # a cached resolver must not keep a value from before the run
+    try:
+        return {str(key): _child(config, key) for key in config if key not in leave_out}
+    finally:
+        OmegaConf.set_cache(config, cache)
+
+
+def _child(parent: DictConfig | ListConfig, key: Any) -> Any:
+    if OmegaConf.is_missing(parent, key):
+        return "???"
+    try:
+        value = parent[key]
+    except (OmegaConfBaseException, OSError, ValueError, TypeError):
+        raw = OmegaConf.to_container(parent, resolve=False, throw_on_missing=False)
+        return raw[key] if isinstance(raw, (dict, list)) else raw
+    return _value(value)
+
+
+def _value(value: Any) -> Any:
+    if isinstance(value, DictConfig):
+        return {str(key): _child(value, key) for key in value}
+    if isinstance(value, ListConfig):
+        return [_child(value, index) for index in range(len(value))]
+    return value
+
+
+def value_at(config: Mapping[str, Any], key: str) -> Any:
+    """Return the value at the dotted ``key`` of a plain config, or `ABSENT`."""
+    node: Any = config
+    for part in key.split("."):
+        if isinstance(node, list) and part.isdecimal() and int(part) < len(node):
+            node = node[int(part)]
+        elif isinstance(node, Mapping) and part in node:
+            node = node[part]
+        else:
+            return ABSENT
+    return node
+
+
+def leaves(node: Any, prefix: str = "") -> Iterator[str]:
+    """Yield the dotted keys below ``node``; an empty section is a leaf."""
+    if not isinstance(node, Mapping) or not node:
+        yield prefix
+        return
+    for key, value in node.items():
+        yield from leaves(value, f"{prefix}.{key}" if prefix else str(key))

@@ -1,0 +1,52 @@
+"""The record of a plan: kept in the ``hydra`` node of the job, written as ``.hydra/memfit.json`` when it starts.
+
+The hardware groups name the resolver of `write_record` in ``hydra.job.env_set``, which Hydra resolves in the process of
+the job once its output directory is known. A callback would not do: Hydra drops what a callback raises, takes callbacks
+from the config that started a sweep, and from 1.4 on runs only those that the application has allowed.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf, flag_override
+
+from hydra_plugins.memfit.base.errors import MemfitError
+
+NODE = "memfit"
+FILE = "memfit.json"
+
+
+def keep_record(config: DictConfig, record: dict[str, Any]) -> None:
+    """Put ``record``, a JSON document, into the ``hydra`` node; Hydra saves it in ``.hydra/hydra.yaml``, too."""
+    with flag_override(config.hydra, ["struct", "readonly"], [False, False]):
+        config.hydra[NODE] = _escaped(record)
+
+
+def write_record(config: DictConfig) -> str:
+    """Write the record of the job that ``config`` starts beside Hydra's own; return its path, for ``MEMFIT_PLAN``.
+
+    Returns an empty text where no job starts (``--cfg all --resolve``) or where Hydra keeps no records. Raises
+    `MemfitError` when the config names a hardware group and was never planned: such a job must not start.
+    """
+    record = config.hydra.get(NODE)
+    if record is None:
+        raise MemfitError("this job names a hardware group and was not planned: it does not start. Please report it.")
+    if OmegaConf.is_missing(config.hydra.runtime, "output_dir") or config.hydra.output_subdir is None:
+        return ""
+    folder = Path(config.hydra.runtime.output_dir) / config.hydra.output_subdir
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(OmegaConf.to_container(record, resolve=True), indent=2)
+    (folder / FILE).write_text(text + "\n", encoding="utf-8")
+    return str(folder / FILE)
+
+
+def _escaped(node: Any) -> Any:
+    """Return ``node`` with texts that OmegaConf would take for interpolations escaped."""
+    if isinstance(node, dict):
+        return {key: _escaped(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_escaped(value) for value in node]
+    return node.replace("${", "\\${") if isinstance(node, str) else node

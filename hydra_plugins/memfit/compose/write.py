@@ -1,0 +1,64 @@
+"""Write a plan into the composed config, so that the framework reads exactly what was planned."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf, flag_override
+from omegaconf.errors import OmegaConfBaseException
+
+from hydra_plugins.memfit.base.errors import MemfitError
+from hydra_plugins.memfit.compose.plain import ABSENT, plain, value_at
+from hydra_plugins.memfit.planning.problem import Plan
+
+NOT_OURS = frozenset({"hydra", "memfit"})
+
+
+def write_plan(config: DictConfig, plan: Plan, pinned: Iterable[str], before: Mapping[str, Any]) -> None:
+    """Set the plan's changes in ``config`` and hold every other knob, and every pinned key, at its value ``before``.
+
+    A key whose value is an interpolation of a key that was changed would follow it; the plan was made for the old
+    value, so a knob that would move gets its old value in plain. Raises `MemfitError` when a value cannot be set.
+    """
+    wanted = {change.key: change.new for change in plan.changes}
+    for key, value in wanted.items():
+        _set(config, key, _typed(value, value_at(before, key)))
+    still = {knob.key for knob in plan.problem.knobs}.union(pinned).difference(wanted)
+    held = {key: value_at(before, key) for key in still}
+    after = plain(config, leave_out=NOT_OURS)
+    for key, value in held.items():
+        if value is not ABSENT and value_at(after, key) != value:
+            _set(config, key, value)
+    _verify(plain(config, leave_out=NOT_OURS), {**held, **wanted})
+
+
+def _verify(composed: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    for key, value in expected.items():
+        if value_at(composed, key) != value:
+            raise MemfitError(
+                f"{key} was planned as {value!r} and reads as {value_at(composed, key)!r} once written: another key "
+                f"of the config sets it. Pin it (memfit.pin=[{key}]) or take the interpolation away."
+            )
+
+
+def _set(config: DictConfig, key: str, value: Any) -> None:
+    """Assign in the section that the key names; a section that does not exist is never created."""
+    section, _, name = key.rpartition(".")
+    parent = OmegaConf.select(config, section) if section else config
+    if not isinstance(parent, DictConfig):
+        raise MemfitError(f"the plan sets {key}, but the config has no section {section!r} to hold it.")
+    try:
+        with flag_override(parent, ["struct", "readonly"], [False, False]):
+            parent[name] = value
+    except OmegaConfBaseException as error:
+        raise MemfitError(f"{key} cannot hold the planned value {value!r}: {error}") from error
+
+
+def _typed(value: Any, old: Any) -> Any:
+    """Return ``value`` as the kind of number that stood there: 1 for 1.0 and the other way round are the same plan."""
+    if isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(old, int) and not isinstance(old, bool) and isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value
