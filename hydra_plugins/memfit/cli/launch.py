@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -96,11 +97,12 @@ def _facts(group: str, name: str | None, own: Any) -> Any:
 
 
 def _file(group: str, name: str) -> dict[str, Any]:
-    folder = conf_dir() / group
-    known = [path.stem for path in folder.glob("*.yaml")]
-    if name not in known:
+    """Return the facts in ``conf/<group>/<name>.yaml``; raises `UnknownName`."""
+    path = conf_dir() / group / f"{name}.yaml"
+    if not re.fullmatch(r"[\w.-]+", name) or not path.is_file():
+        known = {file.stem for file in path.parent.glob("*.yaml")}
         raise UnknownName(group, name, known, f"Or give its facts one by one: memfit.{group}.KEY=VALUE.")
-    content = plain(DictConfig(OmegaConf.load(folder / f"{name}.yaml")))
+    content = plain(DictConfig(OmegaConf.load(path)))
     facts = value_at(content, f"memfit.{group}")
     return dict(content if facts is ABSENT else facts)
 

@@ -41,6 +41,8 @@ def read_line(words: Sequence[str]) -> Line:
     settings: list[Override] = []
     groups: dict[str, str] = {}
     for override in _parse(words):
+        if not override.key_or_group:
+            raise ConfigError(f"{override.input_line} has no key. Values are given as key=value.")
         if override.is_sweep_override():
             raise ConfigError(f"{override.input_line} is a sweep; memfit judges one launch at a time. Give one value.")
         if override.key_or_group in GROUPS and isinstance(override.value(), str):

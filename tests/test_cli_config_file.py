@@ -1,0 +1,71 @@
+"""``--config FILE``: nested and dotted keys, and every way in which a file can be wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hydra_plugins.memfit.base.errors import ConfigError
+from hydra_plugins.memfit.cli.config_file import MAX_BYTES, read_config_file
+
+
+def write(folder: Path, name: str, text: str | bytes) -> str:
+    """Return the path of a new file."""
+    path = folder / name
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("a.yaml", "a.b: 1\na:\n  c: 2\n", {"a": {"b": 1, "c": 2}}),
+        ("a.json", '{"a.b": 1, "a": {"c.d": [1, 2]}}', {"a": {"b": 1, "c": {"d": [1, 2]}}}),
+        ("a.json", '{"+a.b": 1, "++c": null}', {"a": {"b": 1}, "c": None}),
+        ("a.yaml", "a: 1e-6\nb: yes\nc: 2024-01-01\nd: ${a}\n", {"a": 1e-6, "b": True, "c": "2024-01-01", "d": "${a}"}),
+        ("a.yml", '{"a": {"b": true}}', {"a": {"b": True}}),
+        ("a.conf", "a:\n  b: text\n", {"a": {"b": "text"}}),
+        ("a.json", b'\xef\xbb\xbf{"a": 1}', {"a": 1}),
+        ("a.yaml", "a.b: 1\na: {b: 1}\n", {"a": {"b": 1}}),
+        ("a.json", "{}", {}),
+    ],
+)
+def test_keys_are_unfolded(tmp_path: Path, name: str, text: str | bytes, expected: dict[str, Any]) -> None:
+    """Dotted and nested keys mix; values keep the types that Hydra would give them."""
+    assert read_config_file(write(tmp_path, name, text)) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.yaml", "a.b: 1\na: {b: 2}\n", "'a.b' is given twice, with 1 and 2"),
+        ("a.yaml", "a: 1\na.b: 2\n", "'a.b' needs a section where 1 is given"),
+        ("a.yaml", "a: 1\na: 2\n", "duplicate key"),
+        ("a.yaml", "a..b: 1\n", "'a..b' has an empty part"),
+        ("a.yaml", "", "is empty"),
+        ("a.yaml", "word", "holds a str"),
+        ("a.yaml", "- a: 1\n", "holds a list"),
+        ("a.json", "[1]", "holds a list"),
+        ("a.json", '{"a": ', "is not valid json"),
+        ("a.yaml", "a: [1\n", "is not valid yaml"),
+        ("a.yaml", "a: !!python/object:os.system {}\n", "is not valid yaml"),
+        ("a.yaml", b"\xff\xfe\x00a", "is not text in UTF-8"),
+        ("a.yaml", "a" * (MAX_BYTES + 1), "is larger than"),
+    ],
+)
+def test_a_wrong_file_is_one_clear_error(tmp_path: Path, name: str, text: str | bytes, message: str) -> None:
+    """Each wrong file is a `ConfigError` that names the file and says what is wrong in it."""
+    path = write(tmp_path, name, text)
+    with pytest.raises(ConfigError) as error:
+        read_config_file(path)
+    assert message in str(error.value)
+    assert path in str(error.value)
+
+
+def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+    """A missing file and a directory are errors with the reason of the system."""
+    for path, reason in ((tmp_path / "none.yaml", "No such file"), (tmp_path, "Is a directory")):
+        with pytest.raises(ConfigError, match=reason):
+            read_config_file(str(path))
