@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import sys
+from textwrap import shorten
 from typing import Any
 
 from hydra.errors import CompactHydraException
@@ -32,6 +33,7 @@ REPORTED = "MEMFIT_REPORTED"
 """Environment variable: digests of the plans reported so far; a child process of the launch says one line only."""
 
 _COMPLETION = frozenset({"-sc", "--shell_completion", "--shell-completion"})
+_MAX_LINE = 300
 _MAX_ANSWERS = 4
 _answers: dict[str, Plan | MemfitError] = {}
 """What this process answered, by question: Hydra before 1.4 composes each ``@hydra.main`` launch twice."""
@@ -41,6 +43,13 @@ _said: set[str] = set()
 
 class LaunchStopped(InterpolationResolutionError, CompactHydraException):
     """A refusal in one line: OmegaConf passes on the first base unwrapped, Hydra prints no traceback for the second."""
+
+    _initialized = True  # tells OmegaConf not to append where in the config it was raised
+
+    @classmethod
+    def because(cls, error: MemfitError) -> LaunchStopped:
+        """Return the refusal for an ``error`` that has been printed in full."""
+        return cls("memfit: " + shorten(str(error), _MAX_LINE, placeholder=" ... (in full above)"))
 
 
 def fit(config: DictConfig) -> DictConfig:
@@ -77,7 +86,7 @@ def _apply(config: DictConfig, launch: Launch, plan: Plan) -> None:
     try:
         write_plan(config, plan, launch.order.pinned, launch.config)
     except MemfitError as error:  # half a plan is none: this stops the launch also where memfit.strict is false
-        raise LaunchStopped(f"memfit: {error}") from error
+        raise LaunchStopped.because(error) from error
     from hydra_plugins.memfit.report.json import to_dict
 
     document = to_dict(plan)
@@ -124,7 +133,7 @@ def _refuse(config: DictConfig, error: MemfitError, node: dict[str, Any]) -> Non
         if not is_strict(node):
             print("memfit: strict is false: the launch starts as it was composed, without a plan.", file=sys.stderr)
     if is_strict(node):
-        raise LaunchStopped(f"memfit: {error}") from error
+        raise LaunchStopped.because(error) from error
     _finish(config, {"planned": False, "reason": str(error)})
 
 
