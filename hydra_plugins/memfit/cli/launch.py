@@ -1,17 +1,15 @@
-"""The launch that a command line describes, as the planner's `Problem`: no framework needs to be installed.
+"""The launch that a command line describes; no framework needs to be installed.
 
-What a real launch composes with Hydra is put together here from the adapter's embedded defaults, the file of
-``--config`` and the ``key=value`` words, in this order. Settings, hardware and pins are read by the code of the hook.
+What Hydra composes of a real launch is put together here from the adapter's embedded defaults, the file of ``--config``
+and the ``key=value`` words, in this order. From there on it is read by the code of the hook.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -19,19 +17,13 @@ from omegaconf.errors import OmegaConfBaseException
 
 from hydra_plugins.memfit.base.errors import ConfigError, UnknownName
 from hydra_plugins.memfit.base.paths import conf_dir
-from hydra_plugins.memfit.base.settings import Settings
 from hydra_plugins.memfit.cli.config_file import read_config_file
 from hydra_plugins.memfit.cli.line import Line, apply, read_line
-from hydra_plugins.memfit.compose.handover import hardware_of
-from hydra_plugins.memfit.compose.launch import pinned_by
+from hydra_plugins.memfit.compose.launch import Launch
 from hydra_plugins.memfit.compose.overrides import Order, read_order
 from hydra_plugins.memfit.compose.plain import ABSENT, leaves, plain, value_at
-from hydra_plugins.memfit.compose.settings import read_settings
 from hydra_plugins.memfit.frameworks import registry
 from hydra_plugins.memfit.frameworks.adapter import Adapter
-from hydra_plugins.memfit.hardware.spec import Hardware
-from hydra_plugins.memfit.model.spec import ModelSpec
-from hydra_plugins.memfit.planning.context import Context
 from hydra_plugins.memfit.planning.problem import Problem
 
 _NOT_A_FRAMEWORKS = ("hydra", "memfit", "defaults")
@@ -39,7 +31,7 @@ _NOT_A_FRAMEWORKS = ("hydra", "memfit", "defaults")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Launch:
+class Question:
     """What a command line asks for, read and ready to be judged."""
 
     problem: Problem
@@ -48,21 +40,20 @@ class Launch:
     """Keys of knobs that the framework's yaml does not have: on its command line they need ``++``."""
 
 
-def read_launch(args: argparse.Namespace) -> Launch:
-    """Return the launch that the options of `add_launch_options` describe; raises `MemfitError` for what is wrong."""
+def read_question(args: argparse.Namespace) -> Question:
+    """Return what the options of `add_launch_options` ask; raises `MemfitError` for what is wrong in them."""
     line = read_line(args.overrides)
     given = read_config_file(args.config) if args.config else {}
     node = _memfit_node(given.get("memfit"), line, args)
     own = {key: value for key, value in given.items() if key not in _NOT_A_FRAMEWORKS}
     adapter = _adapter(node, own, line)
-    version = _version(adapter, node.get("framework_version"))
-    settings = read_settings({**node, "framework": adapter.name, "framework_version": version})
-    config = _composed(adapter, version, own, line)
+    node |= {"framework": adapter.name, "framework_version": _version(adapter, node.get("framework_version"))}
+    config = _composed(adapter, node["framework_version"], own, line)
     order = _order(args.overrides, config, own, line)
-    pinned = order.pinned | pinned_by(settings.pin, config)
-    problem = adapter.problem(config, _context(args, node, settings, order, pinned))
+    launch = Launch(config=config, node=node, order=order, gpus_per_node=args.gpus, nodes=args.nodes)
+    problem, pinned = launch.problem()
     absent = frozenset(knob.key for knob in problem.knobs if value_at(config, knob.key) is ABSENT)
-    return Launch(problem=problem, pinned=pinned, absent=absent)
+    return Question(problem=problem, pinned=pinned, absent=absent)
 
 
 def _memfit_node(given: Any, line: Line, args: argparse.Namespace) -> dict[str, Any]:
@@ -145,32 +136,3 @@ def _order(words: list[str], config: Mapping[str, Any], own: Mapping[str, Any], 
     explicit = order.explicit | frozenset(leaves(own) if own else ())
     pinned = order.pinned if "hardware" in line.groups else frozenset()
     return Order(explicit=explicit, pinned=pinned, settings=order.settings)
-
-
-def _context(
-    args: argparse.Namespace, node: Mapping[str, Any], settings: Settings, order: Order, pinned: frozenset[str]
-) -> Context:
-    from hydra_plugins.memfit.model.resolve import resolve_model
-
-    return Context(
-        hardware=_hardware(node, order),
-        settings=settings,
-        resolve_model=partial(resolve_model, environ=os.environ),
-        model=_model(node.get("model")),
-        gpus_per_node=args.gpus,
-        nodes=args.nodes,
-        environ=dict(os.environ),
-        pinned=pinned,
-        explicit=order.explicit,
-    )
-
-
-def _hardware(node: Mapping[str, Any], order: Order) -> Hardware:
-    own = frozenset(key for key in order.settings if key.startswith("memfit.hardware."))
-    return hardware_of(node["hardware"], own, dict(os.environ))
-
-
-def _model(node: Mapping[str, Any] | None) -> ModelSpec | None:
-    from hydra_plugins.memfit.model.resolve import from_mapping
-
-    return from_mapping(node) if node else None

@@ -18,18 +18,18 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the plan and its changes as overrides; return 0 when it fits, 3 when nothing does."""
     from hydra_plugins.memfit.base.errors import NoPlanFits
-    from hydra_plugins.memfit.cli.launch import read_launch
+    from hydra_plugins.memfit.cli.launch import read_question
     from hydra_plugins.memfit.cli.output import show, show_refusal
     from hydra_plugins.memfit.planning.search import make_plan
     from hydra_plugins.memfit.report.overrides import overrides
 
-    launch = read_launch(args)
+    question = read_question(args)
     try:
-        plan = make_plan(launch.problem, pinned=launch.pinned)
+        plan = make_plan(question.problem, pinned=question.pinned)
     except NoPlanFits as error:
         show_refusal(error, as_json=args.json)
         return 3
     show(plan, as_json=args.json)
     if plan.changes and not args.json:
-        print("As overrides:", *overrides(plan.changes, absent=launch.absent), sep="\n  ", file=sys.stdout)
+        print("As overrides:", *overrides(plan.changes, absent=question.absent), sep="\n  ", file=sys.stdout)
     return 0 if plan.fits else 3

@@ -28,17 +28,26 @@ class Launch:
     node: Mapping[str, Any]
     """The ``memfit`` node, plain."""
     order: Order
+    gpus_per_node: int | None = None
+    """From the console's ``--gpus``; ``None``: the config's own count."""
+    nodes: int | None = None
 
     def plan(self) -> Plan:
         """Return the plan; raises `MemfitError`, and `NoPlanFits` when nothing fits."""
-        from hydra_plugins.memfit.frameworks import registry
         from hydra_plugins.memfit.planning.search import make_plan
+
+        problem, pinned = self.problem()
+        return make_plan(problem, pinned=pinned)
+
+    def problem(self) -> tuple[Problem, frozenset[str]]:
+        """Return what the planner is given, and the keys that it must not touch; raises `MemfitError`."""
+        from hydra_plugins.memfit.frameworks import registry
 
         settings = read_settings(self.node)
         pinned = self.order.pinned | pinned_by(settings.pin, self.config)
         adapter = registry.adapter(settings.framework) if settings.framework else registry.recognise(self.config)
         problem = adapter.problem(self.config, self._context(settings, pinned))
-        return make_plan(problem, pinned=pinned | _knobs_below(settings.pin, problem))
+        return problem, pinned | _knobs_below(settings.pin, problem)
 
     def _context(self, settings: Settings, pinned: frozenset[str]) -> Context:
         from hydra_plugins.memfit.model.resolve import from_mapping, resolve_model
@@ -50,6 +59,8 @@ class Launch:
             settings=settings,
             resolve_model=partial(resolve_model, environ=os.environ),
             model=from_mapping(model) if model else None,
+            gpus_per_node=self.gpus_per_node,
+            nodes=self.nodes,
             environ=dict(os.environ),
             pinned=pinned,
             explicit=self.order.explicit,
