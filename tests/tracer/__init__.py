@@ -1,1 +1,1 @@
-"""An op-level tracer of training memory: real model and FSDP code on tensors without data. See docs/validation/tracer.md."""
+"""An op-level tracer of training memory: real model and FSDP code, tensors without data (docs/validation/tracer.md)."""

@@ -13,7 +13,8 @@ def main() -> None:
     """Trace the case of the command line."""
     case = parse()
     parameters, phases = trace(case)
-    print(json.dumps({"case": asdict(case), "parameters": parameters, "phases": {n: asdict(p) for n, p in phases.items()}}, indent=1))
+    result = {"case": asdict(case), "parameters": parameters, "phases": {n: asdict(p) for n, p in phases.items()}}
+    print(json.dumps(result, indent=1))
 
 
 if __name__ == "__main__":

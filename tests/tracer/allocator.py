@@ -1,7 +1,7 @@
 """A model of PyTorch's CUDA caching allocator, in its default configuration.
 
-Source: c10/cuda/CUDACachingAllocator.cpp of torch 2.6 to 2.13: requests are rounded up to 512 bytes; up to 1 MiB they come out
-of 2 MiB segments, below 10 MiB out of 20 MiB segments, larger ones get a segment of their own, rounded to 2 MiB. Best fit by
+Source: c10/cuda/CUDACachingAllocator.cpp. Requests are rounded up to 512 bytes; up to 1 MiB they come out of 2 MiB
+segments, below 10 MiB out of 20 MiB segments, larger ones get a segment of their own, rounded to 2 MiB. Best fit by
 (size, address) within the pool of one stream; a block is split when the rest is worth keeping; free neighbours merge.
 
 Left out: segments given back under memory pressure, expandable segments, events of ``record_stream``.

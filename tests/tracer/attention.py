@@ -1,17 +1,18 @@
-"""How a model reaches the attention kernel: the code of transformers and verl around it is real, the kernel a stand-in."""
+"""How a model reaches the attention kernel: the code around it is transformers' and verl's, the kernel a stand-in."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import torch
+
+from tracer.kernels import FlashAttention
 
 
 def packed(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sequences: int) -> torch.Tensor:
     """Attend over one pack; flattens as ``_prepare_from_posids`` of transformers does."""
-    from tracer.kernels import FlashAttention
-
     flat = [x.contiguous().view(-1, x.size(-2), x.size(-1)) for x in (q, k, v)]
     out: torch.Tensor = FlashAttention.apply(*flat, sequences)
     return out.view(q.size(0), -1, out.size(-2), out.size(-1))
@@ -19,7 +20,6 @@ def packed(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sequences: int) ->
 
 def unpadded(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sequences: int) -> torch.Tensor:
     """Attend over a padded batch: transformers takes the padding out and puts it back. Every row counts as full."""
-    from tracer.kernels import FlashAttention
     from transformers.modeling_flash_attention_utils import _index_first_axis, _pad_input
 
     valid = torch.arange(q.shape[0] * q.shape[1], device=q.device)
@@ -38,11 +38,10 @@ def interface(*, sequences: int, ulysses: int, padded: bool) -> Callable[..., An
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
         if ulysses == 1:
             return attend(q, k, v), None
-        from unittest import mock
-
         import verl.models.transformers.monkey_patch as verl_attention
 
         with mock.patch.object(verl_attention, "_flash_attention_forward", attend):
-            return verl_attention._ulysses_flash_attention_forward(q, k, v, mask, q.shape[1], position_ids=position_ids), None
+            attention = verl_attention._ulysses_flash_attention_forward
+            return attention(q, k, v, mask, q.shape[1], position_ids=position_ids), None
 
     return forward

@@ -1,4 +1,4 @@
-"""verl's loss head, run as it is: the functions of the installed verl, with the casts that CUDA's autocast would make."""
+"""verl's loss head, run as it is: functions of the installed verl, with the casts that CUDA's autocast would make."""
 
 from __future__ import annotations
 

@@ -71,8 +71,8 @@ class FlashCrossEntropy(Function):
 
 class CompiledEntropy(Function):
     """
-    ``torch.compile(entropy_from_logits)``: one reduction that keeps its input and three numbers a row; the backward pass
-    writes the gradient of the logits in their own dtype.
+    ``torch.compile(entropy_from_logits)``: one reduction that keeps its input and three numbers a row; the backward
+    pass writes the gradient of the logits in their own dtype.
 
     Source: the graphs that AOTAutograd's min-cut partitioner makes of that function (tests/test_tracer_kernels.py).
     """

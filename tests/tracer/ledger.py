@@ -18,8 +18,8 @@ from torch.utils._pytree import tree_leaves
 aten = torch.ops.aten
 
 #: Bytes that a kernel allocates for itself and returns before it ends; no operator output shows them.
-#: logsumexp: the exponentials of all inputs (ATen/native/ReduceOps.cpp). embedding_dense_backward: sorted indices and their
-#: order (ATen/native/cuda/Embedding.cu).
+#: logsumexp: the exponentials of all inputs (ATen/native/ReduceOps.cpp).
+#: embedding_dense_backward: sorted indices and their order (ATen/native/cuda/Embedding.cu).
 SCRATCH: dict[Any, Callable[..., int]] = {
     aten.logsumexp.default: lambda self, *_, **__: self.numel() * self.element_size(),
     aten.embedding_dense_backward.default: lambda grad, indices, *_, **__: 16 * indices.numel(),
@@ -46,8 +46,8 @@ class Ledger(TorchDispatchMode):
     """
     Logs storages by identity: allocated when an operator first returns them, released when their last reference dies.
 
-    ``UntypedStorage.resize_`` is watched too, since FSDP frees and fills its gathered parameters by resizing. Shadow tensors of
-    DTensor's sharding propagation are not memory and are left out.
+    ``UntypedStorage.resize_`` is watched too, since FSDP frees and fills its gathered parameters by resizing. Shadow
+    tensors of DTensor's sharding propagation are not memory and are left out.
     """
 
     def __init__(self) -> None:

@@ -46,7 +46,8 @@ SHAPES: dict[str, Shape] = {
     "mistral-7b": _shape("mistral", 32, 4096, 14336, 32, 8, 32768, head_dim=128, sliding_window=None),
     "gemma-3-1b": _shape("gemma3_text", 26, 1152, 6912, 4, 1, 262144, tied=True, head_dim=256),
     "qwen3-30b-a3b": _shape(
-        "qwen3_moe", 48, 2048, 6144, 32, 4, _Q, num_experts=128, num_experts_per_tok=8, moe_intermediate_size=768, **_MOE
+        "qwen3_moe", 48, 2048, 6144, 32, 4, _Q,
+        num_experts=128, num_experts_per_tok=8, moe_intermediate_size=768, **_MOE,
     ),
     # toys, for runs on real tensors
     "toy-qwen2": _shape("qwen2", 3, 64, 176, 4, 2, 1000, tied=True),

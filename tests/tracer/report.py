@@ -102,9 +102,7 @@ def _alive(recording: Recording, position: int) -> dict[int, int]:
     return alive
 
 
-def _phase_peak(
-    recording: Recording, start: int, end: int, vocab_size: int, shapes: set[tuple[int, ...]]
-) -> PhasePeak:
+def _phase_peak(recording: Recording, start: int, end: int, vocab_size: int, shapes: set[tuple[int, ...]]) -> PhasePeak:
     before = _alive(recording, start)
     allocator = CachingAllocator()
     for index in before:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from types import MethodType
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -39,22 +41,26 @@ def build_module(case: Case) -> Any:
     dtype = DTYPES[case.master_dtype]
     model: Any = build(case.model, dtype=dtype, attention=ATTENTION, value_head=case.role == "critic")
     if case.fused != "none":
-        from verl.models.transformers.monkey_patch import patch_forward_with_backends
-
-        patch_forward_with_backends(model, use_fused_kernels=True, fused_kernels_backend=case.fused)
+        model.forward = MethodType(_fused_forward(case.fused), model)
     if case.checkpointing and case.trains:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return _with_adapters(model, case.lora_rank, dtype) if case.lora_rank else model
+
+
+def _fused_forward(backend: str) -> Any:
+    from verl.models.transformers import dense_common
+
+    return getattr(dense_common, f"forward_with_{backend}_backend")
 
 
 def _with_adapters(model: Any, rank: int, dtype: torch.dtype) -> Any:
     from peft import LoraConfig, TaskType, get_peft_model
 
     model.enable_input_require_grads()
-    config = LoraConfig(
-        task_type=TaskType.CAUSAL_LM, r=rank, lora_alpha=16, target_modules="all-linear", bias="none"
-    )
-    model = get_peft_model(model, config)
+    config = LoraConfig(task_type=TaskType.CAUSAL_LM, r=rank, lora_alpha=16, target_modules="all-linear", bias="none")
+    # peft moves modules to the device where they already are; tensors without data refuse even that
+    with mock.patch.object(torch.nn.Module, "_apply", lambda module, *_, **__: module):
+        model = get_peft_model(model, config)
     for parameter in model.parameters():
         if parameter.requires_grad and parameter.dtype != dtype:
             parameter.data = parameter.data.to(dtype)  # verl does the same: one dtype in one flat parameter
