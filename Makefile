@@ -1,0 +1,16 @@
+.PHONY: test quick lint test-all clean
+
+test:      ## what to run before a commit: style, types, and the quick tests (about a minute after the first time)
+	.ci/run lint quick
+
+quick:     ## the quick tests alone
+	.ci/run quick
+
+lint:      ## style and types alone
+	.ci/run lint
+
+test-all:  ## everything, with the real frameworks (an hour and several GB of downloads the first time)
+	.ci/run
+
+clean:     ## remove the environments that the above made
+	rm -rf .envs
