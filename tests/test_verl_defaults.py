@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
-from support.verl_defaults import as_text, extract, wheel_of
-from support.verl_wheels import installed_package, package, wheel_directory
 
 from hydra_plugins.memfit.base.errors import ConfigError, UnknownName
 from hydra_plugins.memfit.frameworks.verl import defaults
+from support.verl_defaults import as_text, extract, wheel_of
+from support.verl_wheels import installed_package, package, wheel_directory
 
 EVERY_CONFIG = [(version, trainer) for version in defaults.VERSIONS for trainer in defaults.TRAINERS]
 
