@@ -40,3 +40,8 @@ class NotModelled(MemfitError):
 
 class NoPlanFits(MemfitError):
     """No value of the knobs that memfit may change makes the launch fit."""
+
+    def __init__(self, message: str, plan: object = None) -> None:
+        self.plan = plan
+        """The best plan that was found (`planning.problem.Plan`), with proposals for what would fit."""
+        super().__init__(message)

@@ -40,6 +40,8 @@ class Knob:
     """What turning it does, for the report: `fewer tokens in a micro-batch`."""
     required: bool = False
     """The framework refuses an unset value: fill it in even when everything fits."""
+    companions: Callable[[object], Mapping[str, object]] | None = None
+    """Other keys that must change with this one, for a value of it (offload_policy needs strategy=fsdp2)."""
     fast: tuple[object, ...] = ()
     """Values that are faster than the requested one, fastest first; tried under ``memfit.goal=fast`` and for unset ones."""
 
@@ -58,6 +60,8 @@ class Problem:
     knobs: tuple[Knob, ...]
     estimate: Callable[[Mapping[str, object]], Estimate]
     """Prediction for values by key; a key that is missing keeps the requested value."""
+    composed: Callable[[str], Value] = lambda key: None
+    """The composed value of any key, for companions that are no knobs themselves."""
     fixes: tuple[Change, ...] = ()
     """Changes that are needed whatever the memory says (a value that the framework would refuse), already in `estimate`."""
     warnings: tuple[str, ...] = ()

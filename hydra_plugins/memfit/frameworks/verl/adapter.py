@@ -1,0 +1,141 @@
+"""verl: from the composed ppo_trainer config to a `Problem`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from hydra_plugins.memfit.base.errors import ConfigError, NotModelled
+from hydra_plugins.memfit.frameworks.verl import defaults, knobs, read
+from hydra_plugins.memfit.frameworks.verl.checks import blockers, fixes, notes
+from hydra_plugins.memfit.frameworks.verl.knobs import WRITABLE_KEYS
+from hydra_plugins.memfit.frameworks.verl.read import MODEL, Launch
+from hydra_plugins.memfit.frameworks.verl.versions import behaviour
+from hydra_plugins.memfit.frameworks.view import MISSING, View
+from hydra_plugins.memfit.memory.breakdown import Estimate
+from hydra_plugins.memfit.model.spec import ModelSpec
+from hydra_plugins.memfit.planning.colocated import estimate
+from hydra_plugins.memfit.planning.context import Context
+from hydra_plugins.memfit.planning.problem import Problem
+
+__all__ = ["WRITABLE_KEYS", "VerlAdapter"]
+
+
+@dataclass(frozen=True)
+class VerlAdapter:
+    """Reads verl's ``main_ppo`` launches, FSDP and FSDP2, with a vLLM or SGLang rollout on the same GPUs."""
+
+    name: str = "verl"
+    versions: tuple[str, ...] = defaults.VERSIONS
+
+    def recognises(self, config: Mapping[str, Any]) -> bool:
+        """Whether the config has verl's ``actor_rollout_ref`` section."""
+        section = config.get("actor_rollout_ref")
+        return isinstance(section, Mapping) and "actor" in section
+
+    def defaults(self, version: str) -> Mapping[str, Any]:
+        """Return verl's own config of that release, interpolations unresolved."""
+        return defaults.load(defaults.pick_version(version))
+
+    def problem(self, config: Mapping[str, Any], context: Context) -> Problem:
+        """Read the resolved config of one launch."""
+        view = View(config)
+        launch = _launch(view, context)
+        _refuse_unmodelled(view)
+        needed = fixes(view, launch, context.pinned)
+        forced = {change.key: change.new for change in needed}
+
+        def predict(values: Mapping[str, object]) -> Estimate:
+            return estimate(read.read(view.with_values({**forced, **values}), launch))
+
+        return Problem(
+            framework=self.name,
+            framework_version=launch.version,
+            hardware=context.hardware,
+            model=launch.actor_model,
+            gpus_per_node=launch.gpus_per_node,
+            nodes=launch.nodes,
+            settings=context.settings,
+            knobs=knobs.knobs(view.with_values(forced), launch),
+            estimate=predict,
+            composed=lambda key: None if view.composed(key) is MISSING else view.composed(key),
+            fixes=needed,
+            warnings=notes(view, launch, context),
+            blockers=blockers(view, launch, context),
+        )
+
+
+def _launch(view: View, context: Context) -> Launch:
+    settings, hardware = context.settings, context.hardware
+    if hardware.kind != "gpu":
+        raise NotModelled(f"verl on {hardware.name} ({hardware.kind}) is not modelled; name a GPU, e.g. +hardware=h200.")
+    asked = settings.framework_version or defaults.installed_version()
+    version = defaults.pick_version(asked)
+    gpus, nodes = _gpus(view, context)
+    engine = read.rollout_name(view)
+    engine_version = (
+        settings.engine_version or defaults.installed_engine_version(engine) or defaults.engine_pin(version, engine)
+    )
+    actor = _model(view, context, f"{MODEL}.path", context.model)
+    host = settings.host_memory_bytes or hardware.host_memory_bytes or 0
+    return Launch(
+        version=version,
+        behaviour=behaviour(version),
+        engine_version=engine_version,
+        actor_model=actor,
+        critic_model=_critic_model(view, context, actor) if read.has_critic(view) else None,
+        settings=settings,
+        capacity_bytes=hardware.capacity_bytes,
+        budget_bytes=max(1, int(hardware.capacity_bytes * (1 - settings.margin)) - hardware.held_bytes),
+        host_budget_bytes=host,
+        gpus_per_node=gpus,
+        nodes=nodes,
+        flash_cross_entropy=context.environ.get("VERL_DISABLE_FLASH_ATTN_CE", "0") != "1",
+    )
+
+
+def _gpus(view: View, context: Context) -> tuple[int, int]:
+    asked = view.integer("trainer.n_gpus_per_node", 8)
+    gpus = context.gpus_per_node or asked
+    nodes = context.nodes or view.integer("trainer.nnodes", 1)
+    present = context.hardware.gpus_per_node
+    if present is not None and gpus > present:
+        raise ConfigError(
+            f"trainer.n_gpus_per_node={gpus}, but this node shows {present} "
+            f"({context.hardware.product}, {context.hardware.source}). Set trainer.n_gpus_per_node={present}, or name the "
+            f"hardware of the node that will run it, e.g. +hardware={context.hardware.name}."
+        )
+    return gpus, nodes
+
+
+def _model(view: View, context: Context, key: str, given: ModelSpec | None) -> ModelSpec:
+    if given is not None:
+        return given
+    path = view.text(key, "")
+    if not path:
+        raise ConfigError(f"{key} is not set, so the model is unknown. Set it, or add +model=qwen2.5-7b.")
+    return context.resolve_model(path)
+
+
+def _critic_model(view: View, context: Context, actor: ModelSpec) -> ModelSpec:
+    """The critic's own path; verl's placeholder, or one the user never wrote, stands for the actor's architecture."""
+    key = "critic.model.path"
+    if key not in context.explicit and key not in context.pinned:
+        return actor
+    return _model(view, context, key, None)
+
+
+def _refuse_unmodelled(view: View) -> None:
+    unmodelled = {
+        "reward_model.enable": "a reward model on the trainer's GPUs",
+        "reward.reward_model.enable": "a reward model in its own engine",
+    }
+    for key, what in unmodelled.items():
+        if view.raw(key) is True:
+            raise NotModelled(
+                f"{key}=true: {what} is not modelled yet. Launch without the hardware group, or go on unplanned with "
+                "memfit.strict=false."
+            )
+    if view.integer("distillation.nnodes", 0, minimum=0):
+        raise NotModelled("distillation.nnodes > 0: teacher models are not modelled yet. memfit.strict=false goes on unplanned.")

@@ -1,0 +1,134 @@
+"""What verl itself would refuse, and what would kill a launch for another reason than its size."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+from hydra_plugins.memfit.base.errors import ConfigError
+from hydra_plugins.memfit.frameworks.verl import read as r
+from hydra_plugins.memfit.frameworks.verl.read import ACTOR, MODEL, REF, ROLLOUT, TENSOR_PARALLEL, Launch
+from hydra_plugins.memfit.frameworks.verl.tokens import Batch
+from hydra_plugins.memfit.frameworks.verl.versions import parse
+from hydra_plugins.memfit.frameworks.view import MISSING, View
+from hydra_plugins.memfit.planning.context import Context
+from hydra_plugins.memfit.planning.problem import Change, Value
+
+ALLOCATOR_VARIABLES = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
+EXPANDABLE = "expandable_segments:True"
+EXPANDABLE_REFUSED = (0, 18)
+"""Last vLLM that was read to assert against expandable segments beside its memory pool."""
+EXPANDABLE_TOLERATED = (0, 24)
+"""First vLLM that was read to switch them off around the pool itself."""
+
+
+def fixes(view: View, launch: Launch, pinned: Collection[str]) -> tuple[Change, ...]:
+    """Return the changes without which verl would refuse the launch, or fail in its first step, at any size.
+
+    Raises `ConfigError` where such a value is pinned.
+    """
+    changes = [*_tensor_parallel(view, launch), *_budgets(view, launch)]
+    for change in changes:
+        if change.key in pinned:
+            raise ConfigError(
+                f"{change.key}={change.old} is pinned, but {change.why}. Pin {change.key}={change.new} instead, "
+                "or leave it to memfit."
+            )
+    return tuple(changes)
+
+
+def _composed(view: View, key: str) -> Value:
+    value = view.composed(key)
+    return None if value is MISSING else value
+
+
+def _tensor_parallel(view: View, launch: Launch) -> list[Change]:
+    size, world = view.integer(TENSOR_PARALLEL, 2), launch.world_size
+    if size <= world and world % size == 0:
+        return []
+    fitting = max(s for s in range(1, min(size, world) + 1) if world % s == 0)
+    why = f"verl needs a rollout tensor parallel size that divides the {world} GPU{'s' * (world > 1)}"
+    return [Change(key=TENSOR_PARALLEL, old=_composed(view, TENSOR_PARALLEL), new=fitting, kind="neutral", why=why)]
+
+
+def _budgets(view: View, launch: Launch) -> list[Change]:
+    passes: list[tuple[str, Batch]] = [
+        (f"{ACTOR}.ppo_max_token_len_per_gpu", r.actor_batch(view, launch)),
+        (f"{ROLLOUT}.log_prob_max_token_len_per_gpu", r.rollout_log_prob_batch(view, launch)),
+    ]
+    if view.flag(f"{ACTOR}.use_kl_loss", False) or view.flag("algorithm.use_kl_in_reward", False):
+        passes.append((f"{REF}.log_prob_max_token_len_per_gpu", r.reference_batch(view, launch)))
+    changes = []
+    for key, batch in passes:
+        need = -(-batch.longest // batch.sequence_parallel)
+        if batch.dynamic and batch.budget < need:
+            why = f"one sequence of {batch.longest} tokens must fit into a micro-batch"
+            changes.append(Change(key=key, old=_composed(view, key), new=need, kind="neutral", why=why))
+    return changes
+
+
+def blockers(view: View, launch: Launch, context: Context) -> tuple[str, ...]:
+    """Return why the launch would die whatever its size; each with the fix."""
+    found = []
+    message = _expandable_segments(view, launch, context)
+    if message and parse(launch.engine_version) <= (*EXPANDABLE_REFUSED, 10**6):
+        found.append(message)
+    strategies = r.sequence_parallel(view)
+    if strategies > 1 and not view.flag(f"{MODEL}.use_remove_padding", False):
+        found.append(
+            f"{ACTOR}.ulysses_sequence_parallel_size={strategies} needs {MODEL}.use_remove_padding=true: verl refuses "
+            "sequence parallelism on padded batches."
+        )
+    return tuple(found)
+
+
+def _expandable_segments(view: View, launch: Launch, context: Context) -> str:
+    """The allocator setting that torch's own OOM message recommends, and that breaks a vLLM that sleeps."""
+    if r.rollout_name(view) != "vllm" or not view.flag(f"{ROLLOUT}.free_cache_engine", True):
+        return ""
+    for name in ALLOCATOR_VARIABLES:
+        for where, value in (("the environment", context.environ.get(name)), ("ray_kwargs", _ray_env(view, name))):
+            if EXPANDABLE in str(value or "").replace(" ", ""):
+                return (
+                    f"{name}={value} (from {where}): vLLM {launch.engine_version} stops at start with "
+                    '"Expandable segments are not compatible with memory pool". '
+                    f"Unset it (`unset {name}`); verl switches expandable segments on in the trainer by itself "
+                    "from 0.6 on. memfit.strict=false goes on all the same."
+                )
+    return ""
+
+
+def _ray_env(view: View, name: str) -> Any:
+    env = view.raw("ray_kwargs.ray_init.runtime_env.env_vars")
+    return env.get(name) if isinstance(env, dict) else None
+
+
+def notes(view: View, launch: Launch, context: Context) -> tuple[str, ...]:
+    """Return what a user should know about the reading of the config."""
+    lines = list(context.hardware.warnings)
+    message = _expandable_segments(view, launch, context)
+    if message and EXPANDABLE_REFUSED < parse(launch.engine_version)[:2] < EXPANDABLE_TOLERATED:
+        lines.append(message.replace("stops at start with", "may stop at start with (not checked for this release)"))
+    lines += _unset_micro_batches(view, launch)
+    if launch.behaviour.legacy_workers and launch.settings.goal == "fast":
+        lines.append(
+            f"verl {launch.version} weights a token by the micro-batch that it lands in (loss_agg_mode=token-mean): "
+            "other micro-batches change the gradient slightly, as another number of GPUs does."
+        )
+    optimizer = view.text(f"{ACTOR}.optim.optimizer", "AdamW")
+    if optimizer not in ("AdamW", "Adam"):
+        lines.append(f"{ACTOR}.optim.optimizer={optimizer} is counted as AdamW: two moments in the parameters' dtype.")
+    return tuple(lines)
+
+
+def _unset_micro_batches(view: View, launch: Launch) -> list[str]:
+    batches = {
+        f"{ACTOR}.ppo_micro_batch_size_per_gpu": r.actor_batch(view, launch),
+        f"{ROLLOUT}.log_prob_micro_batch_size_per_gpu": r.rollout_log_prob_batch(view, launch),
+    }
+    return [
+        f"{key} is unset without use_dynamic_bsz: verl refuses that; a prediction for it takes the whole batch of one GPU, "
+        f"{batch.local_sequences} sequences, at once."
+        for key, batch in batches.items()
+        if not batch.dynamic and batch.micro_batch is None
+    ]

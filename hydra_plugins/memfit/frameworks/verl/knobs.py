@@ -1,0 +1,328 @@
+"""The keys of verl that the planner may set, in the order in which they are spent, cheapest in speed first.
+
+The order follows what each knob costs: nothing (a setting that only wastes memory), a few more micro-batches, more
+transfers over PCIe, more communication, recomputation, a slower engine. docs/verl.md says what each one relieves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from hydra_plugins.memfit.frameworks.verl import read as r
+from hydra_plugins.memfit.frameworks.verl.read import ACTOR, FRACTION, MODEL, REF, ROLLOUT, TENSOR_PARALLEL, Launch
+from hydra_plugins.memfit.frameworks.verl.tokens import Batch
+from hydra_plugins.memfit.frameworks.view import MISSING, View
+from hydra_plugins.memfit.planning.problem import SOLVE, Knob, Value
+
+CRITIC_BUDGET = "critic.ppo_infer_max_token_len_per_gpu"
+
+WRITABLE_KEYS = frozenset(
+    {
+        f"{ACTOR}.fsdp_config.fsdp_size",
+        f"{ACTOR}.fsdp_config.model_dtype",
+        f"{ACTOR}.fsdp_config.offload_policy",
+        f"{ACTOR}.fsdp_config.optimizer_offload",
+        f"{ACTOR}.fsdp_config.param_offload",
+        f"{ACTOR}.ppo_max_token_len_per_gpu",
+        f"{ACTOR}.ppo_micro_batch_size",
+        f"{ACTOR}.ppo_micro_batch_size_per_gpu",
+        f"{ACTOR}.strategy",
+        f"{ACTOR}.ulysses_sequence_parallel_size",
+        f"{MODEL}.enable_activation_offload",
+        f"{MODEL}.enable_gradient_checkpointing",
+        f"{MODEL}.use_fused_kernels",
+        f"{MODEL}.use_remove_padding",
+        f"{REF}.fsdp_config.fsdp_size",
+        f"{REF}.log_prob_max_token_len_per_gpu",
+        f"{REF}.log_prob_micro_batch_size",
+        f"{REF}.log_prob_micro_batch_size_per_gpu",
+        f"{REF}.strategy",
+        f"{REF}.ulysses_sequence_parallel_size",
+        f"{ROLLOUT}.checkpoint_engine.update_weights_bucket_megabytes",
+        f"{ROLLOUT}.enforce_eager",
+        f"{ROLLOUT}.gpu_memory_utilization",
+        f"{ROLLOUT}.layered_summon",
+        f"{ROLLOUT}.log_prob_max_token_len_per_gpu",
+        f"{ROLLOUT}.log_prob_micro_batch_size",
+        f"{ROLLOUT}.log_prob_micro_batch_size_per_gpu",
+        f"{ROLLOUT}.max_model_len",
+        f"{ROLLOUT}.max_num_batched_tokens",
+        f"{ROLLOUT}.max_num_seqs",
+        f"{ROLLOUT}.tensor_model_parallel_size",
+        f"{ROLLOUT}.update_weights_bucket_megabytes",
+        "critic.forward_max_token_len_per_gpu",
+        "critic.forward_micro_batch_size",
+        "critic.forward_micro_batch_size_per_gpu",
+        "critic.fsdp.optimizer_offload",
+        "critic.fsdp.param_offload",
+        "critic.model.enable_gradient_checkpointing",
+        "critic.model.fsdp_config.optimizer_offload",
+        "critic.model.fsdp_config.param_offload",
+        CRITIC_BUDGET,
+        "critic.ppo_max_token_len_per_gpu",
+        "critic.ppo_micro_batch_size",
+        "critic.ppo_micro_batch_size_per_gpu",
+        "data.max_response_length",
+    }
+)
+"""Every key that memfit may write into a verl config; a test keeps the list and docs/verl.md together."""
+
+
+def knobs(view: View, launch: Launch) -> tuple[Knob, ...]:
+    """Return the knobs of the composed config, with the candidates that verl's own checks accept."""
+    return tuple(
+        knob
+        for group in (_free, _budgets, _engine, _offloads, _memory_for_compute, _semantic)
+        for knob in group(view, launch)
+    )
+
+
+def _composed(view: View, key: str) -> Value:
+    value = view.composed(key)
+    return None if value is MISSING else value
+
+
+def _switch(view: View, key: str, *, cost: int, why: str, to: bool = True, default: bool = False) -> Iterator[Knob]:
+    """A flag that is turned on (or off, with ``to=False``) when needed; nothing where it already stands so."""
+    section = key.rpartition(".")[0]
+    if view.section(section) and view.flag(key, default) != to:
+        yield Knob(key=key, requested=_composed(view, key), candidates=(to,), cost=cost, why=why)
+
+
+# -- costs nothing --------------------------------------------------------------------------------------------------
+def _free(view: View, launch: Launch) -> Iterator[Knob]:
+    if launch.behaviour.keeps_root_after_inference and launch.world_size > 1:
+        for section in (f"{ACTOR}.fsdp_config", f"{REF}.fsdp_config"):
+            key = f"{section}.fsdp_size"
+            if view.section(section) and view.integer(key, -1, minimum=-1) <= 1:
+                why = "the same sharding, and verl frees the gathered embedding after log-probabilities"
+                yield Knob(key=key, requested=_composed(view, key), candidates=(launch.world_size,), cost=10, why=why)
+    if view.optional_integer(f"{ROLLOUT}.max_model_len") is None and _single_turn(view):
+        key, need = f"{ROLLOUT}.max_model_len", r.max_length(view)
+        if need < r.max_model_len(view, launch):
+            why = "prompt + response; unset, the engine reserves the model's longest context"
+            yield Knob(key=key, requested=None, candidates=(need,), cost=12, why=why)
+    yield from _bucket(view, launch)
+    if view.integer(f"{MODEL}.lora_rank", 0, minimum=0) and view.has(f"{ROLLOUT}.layered_summon"):
+        why = "adapters are collected layer by layer instead of gathering the whole base model"
+        yield from _switch(view, f"{ROLLOUT}.layered_summon", cost=16, why=why)
+
+
+def _single_turn(view: View) -> bool:
+    return not view.flag(f"{ROLLOUT}.multi_turn.enable", False)
+
+
+def _bucket(view: View, launch: Launch) -> Iterator[Knob]:
+    key = launch.behaviour.bucket_key
+    if key is None or not view.section(key.rpartition(".")[0]):
+        return
+    now = view.integer(key, launch.behaviour.bucket_default)
+    smaller = tuple(size for size in (1024, 512, 256) if size < now)
+    if smaller:
+        why = "a smaller buffer for the weight transfer"
+        yield Knob(key=key, requested=_composed(view, key), candidates=smaller, cost=14, why=why)
+
+
+# -- micro-batches --------------------------------------------------------------------------------------------------
+def _budgets(view: View, launch: Launch) -> Iterator[Knob]:
+    forward = "fewer tokens in a micro-batch of the log-probabilities"
+    rollout = r.rollout_log_prob_batch(view, launch)
+    yield from _batch_knobs(view, ROLLOUT, "log_prob_max_token_len_per_gpu", "log_prob_micro_batch_size", rollout, 20, forward)
+    uses_reference = view.flag(f"{ACTOR}.use_kl_loss", False) or view.flag("algorithm.use_kl_in_reward", False)
+    if uses_reference and view.section(REF):
+        batch = r.reference_batch(view, launch)
+        yield from _batch_knobs(view, REF, "log_prob_max_token_len_per_gpu", "log_prob_micro_batch_size", batch, 21, forward)
+    actor = r.actor_batch(view, launch)
+    update = "fewer tokens in a micro-batch of the update; gradients are accumulated over more of them"
+    yield from _batch_knobs(view, ACTOR, "ppo_max_token_len_per_gpu", "ppo_micro_batch_size", actor, 22, update)
+    if launch.critic_model is not None:
+        yield from _critic_budgets(view, launch)
+
+
+def _critic_budgets(view: View, launch: Launch) -> Iterator[Knob]:
+    why = "fewer tokens in a micro-batch of the critic"
+    update = r.critic_batch(view, launch)
+    if launch.behaviour.critic_single_budget:
+        yield from _batch_knobs(view, "critic", "ppo_infer_max_token_len_per_gpu", "", update, 23, why, default=32768)
+        return
+    yield from _batch_knobs(view, "critic", "ppo_max_token_len_per_gpu", "ppo_micro_batch_size", update, 23, why)
+    forward = r.critic_forward_batch(view, launch)
+    yield from _batch_knobs(view, "critic", "forward_max_token_len_per_gpu", "forward_micro_batch_size", forward, 23, why)
+
+
+def _batch_knobs(
+    view: View, section: str, budget: str, micro: str, batch: Batch, cost: int, why: str, default: int | None = None
+) -> Iterator[Knob]:
+    if batch.dynamic:
+        key = f"{section}.{budget}"
+        yield from _budget_knobs(view, key, batch, cost, why, default)
+        return
+    per_gpu, whole = f"{section}.{micro}_per_gpu", f"{section}.{micro}"
+    uses_whole = view.optional_integer(per_gpu) is None and view.optional_integer(whole) is not None
+    key, unit = (whole, _whole_over_local(view, whole, batch)) if uses_whole else (per_gpu, 1)
+    divisors = [d for d in range(batch.local_sequences, 0, -1) if batch.local_sequences % d == 0]
+    now = batch.micro_batch
+    candidates = tuple(d * unit for d in divisors if now is None or d < now)
+    fast = tuple(d * unit for d in divisors if now is not None and d > now)
+    if candidates or fast:
+        yield Knob(
+            key=key,
+            requested=_composed(view, key),
+            candidates=candidates,
+            cost=cost,
+            why=why if now is not None else "verl needs a value: the largest micro-batch that fits",
+            required=now is None,
+            fast=fast,
+        )
+
+
+def _whole_over_local(view: View, key: str, batch: Batch) -> int:
+    """How many ranks share the deprecated global micro-batch."""
+    return max(1, (view.optional_integer(key) or 1) // max(1, batch.micro_batch or 1))
+
+
+def _budget_knobs(view: View, key: str, batch: Batch, cost: int, why: str, default: int | None) -> Iterator[Knob]:
+    floor = _rounded(-(-batch.max_length // batch.sequence_parallel), 1)
+    now = batch.budget
+    requested = _composed(view, key)
+    whole = batch.local_sequences * batch.max_length // batch.sequence_parallel
+    cheap = tuple(dict.fromkeys(value for value in _steps(now, floor, batch) if 2 * floor <= value < now))
+    tight = tuple(dict.fromkeys(value for value in _steps(now, floor, batch) if floor <= value < min(now, 2 * floor)))
+    fast = tuple(v for v in (16 * floor, 8 * floor, 4 * floor, 3 * floor, 2 * floor) if now < v <= max(whole, now))
+    if cheap or fast:
+        yield Knob(key=key, requested=requested, candidates=cheap, cost=cost, why=why, fast=fast)
+    if tight:
+        yield Knob(key=key, requested=requested, candidates=tight, cost=cost + 6, why=why)
+
+
+def _steps(now: int, floor: int, batch: Batch) -> list[int]:
+    """Budgets from ``now`` down to ``floor``; where the budget is soft, whole sequences only."""
+    if not batch.hard_budget:
+        return [k * floor for k in range(now // floor, 0, -1)]
+    step = max(64, _rounded((now - floor) // 48, 64))
+    return [*range(now - now % 64, floor, -step), floor]
+
+
+def _rounded(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple
+
+
+# -- the engine -----------------------------------------------------------------------------------------------------
+def _engine(view: View, launch: Launch) -> Iterator[Knob]:
+    concurrent = r.sequences_per_step(view) * view.integer(TENSOR_PARALLEL, 2)
+    concurrent = max(1, -(-concurrent // launch.world_size))
+    seqs = view.integer(f"{ROLLOUT}.max_num_seqs", 1024)
+    if concurrent < seqs:
+        why = "no more sequences than one engine ever has in flight"
+        key = f"{ROLLOUT}.max_num_seqs"
+        yield Knob(key=key, requested=_composed(view, key), candidates=(max(16, concurrent),), cost=18, why=why)
+    batched = view.integer(f"{ROLLOUT}.max_num_batched_tokens", 8192)
+    if view.flag(f"{ROLLOUT}.enable_chunked_prefill", True) and launch.behaviour.null_model_len_is_model_limit:
+        smaller = tuple(size for size in (4096, 2048) if size < batched)
+        if smaller:
+            why = "a smaller prefill chunk: less workspace in the engine"
+            key = f"{ROLLOUT}.max_num_batched_tokens"
+            yield Knob(key=key, requested=_composed(view, key), candidates=smaller, cost=32, why=why)
+    why = "the largest useful share of the GPU that leaves room for the trainer"
+    yield Knob(key=FRACTION, requested=_composed(view, FRACTION), candidates=(SOLVE,), cost=30, why=why, fast=(SOLVE,))
+    if launch.behaviour.engine_share_is_own or not view.flag(f"{ROLLOUT}.free_cache_engine", True):
+        why = "no CUDA graphs: they stay on the GPU while the engine sleeps"
+        yield from _switch(view, f"{ROLLOUT}.enforce_eager", cost=50, why=why)
+    yield from _tensor_parallel(view, launch)
+
+
+def _tensor_parallel(view: View, launch: Launch) -> Iterator[Knob]:
+    now = view.integer(TENSOR_PARALLEL, 2)
+    heads = launch.actor_model.num_attention_heads
+    sizes = [s for s in (2, 4, 8, 16) if s > now and launch.gpus_per_node % s == 0 and heads % s == 0]
+    faster = tuple(s for s in (1, 2, 4) if s < now and launch.world_size % s == 0)
+    if sizes or faster:
+        why = "the engine's weights and cache are spread over more GPUs"
+        yield Knob(
+            key=TENSOR_PARALLEL, requested=_composed(view, TENSOR_PARALLEL), candidates=tuple(sizes), cost=40, why=why, fast=faster
+        )
+
+
+# -- host memory ----------------------------------------------------------------------------------------------------
+def _offloads(view: View, launch: Launch) -> Iterator[Knob]:
+    sections = [(f"{ACTOR}.fsdp_config", "the actor's")]
+    if launch.critic_model is not None:
+        sections.append((launch.behaviour.critic_fsdp, "the critic's"))
+    for section, whose in sections:
+        why = f"{whose} optimizer states wait in host memory while others run"
+        yield from _switch(view, f"{section}.optimizer_offload", cost=34, why=why)
+        why = f"{whose} parameters wait in host memory while others run"
+        yield from _switch(view, f"{section}.param_offload", cost=36, why=why)
+
+
+# -- compute or communication for memory ----------------------------------------------------------------------------
+def _memory_for_compute(view: View, launch: Launch) -> Iterator[Knob]:
+    if launch.behaviour.legacy_workers or not view.flag(f"{MODEL}.use_remove_padding", True):
+        why = "no compute and no memory for padding"
+        yield from _switch(view, f"{MODEL}.use_remove_padding", cost=42, why=why)
+    why = "one more forward pass instead of keeping every layer's activations"
+    yield from _switch(view, f"{MODEL}.enable_gradient_checkpointing", cost=44, why=why, default=True)
+    if launch.critic_model is not None:
+        yield from _switch(view, "critic.model.enable_gradient_checkpointing", cost=44, why=why, default=True)
+    yield from _ulysses(view, launch)
+    if launch.actor_model.num_hidden_layers >= 3:
+        why = "saved layer inputs wait in host memory"
+        yield from _switch(view, f"{MODEL}.enable_activation_offload", cost=48, why=why)
+    if view.has(f"{MODEL}.use_fused_kernels") and launch.behaviour.expandable_in_trainer:
+        why = "log-probabilities in chunks, without the matrix of all logits"
+        yield from _switch(view, f"{MODEL}.use_fused_kernels", cost=52, why=why)
+    yield from _host_policy(view)
+
+
+def _ulysses(view: View, launch: Launch) -> Iterator[Knob]:
+    now, model = r.sequence_parallel(view), launch.actor_model
+    if not view.flag(f"{MODEL}.use_remove_padding", False):
+        return
+    key = f"{ACTOR}.ulysses_sequence_parallel_size"
+    sizes = tuple(size for size in (2, 4, 8) if size > now and _splits(size, model.num_attention_heads, model.num_key_value_heads, view, launch))
+    if sizes:
+        why = "a sequence is spread over several GPUs"
+        yield Knob(key=key, requested=_composed(view, key), candidates=sizes, cost=46, why=why)
+
+
+def _splits(size: int, heads: int, kv_heads: int, view: View, launch: Launch) -> bool:
+    """verl's conditions on the Ulysses size: GPUs, heads, and the mini-batch over the data-parallel ranks."""
+    if launch.gpus_per_node % size or heads % size or (kv_heads % size and size % kv_heads):
+        return False
+    return r.mini_sequences(view) % (launch.world_size // size) == 0
+
+
+def _host_policy(view: View) -> Iterator[Knob]:
+    key = f"{ACTOR}.fsdp_config.offload_policy"
+    if not view.has(key) or view.flag(key, False) or view.integer(f"{MODEL}.lora_rank", 0, minimum=0):
+        return
+    yield Knob(
+        key=key,
+        requested=_composed(view, key),
+        candidates=(True,),
+        cost=60,
+        why="parameters, gradients and optimizer live on the host, and the optimizer step runs there",
+        companions=lambda value: {f"{ACTOR}.strategy": "fsdp2", f"{REF}.strategy": "fsdp2"} if value else {},
+    )
+
+
+# -- what is trained ------------------------------------------------------------------------------------------------
+def _semantic(view: View, launch: Launch) -> Iterator[Knob]:
+    key = f"{ACTOR}.fsdp_config.model_dtype"
+    if view.has(key) and r._master_bytes(view, f"{ACTOR}.fsdp_config") == 4:
+        why = "parameters, gradients and moments in bf16: half the memory, coarser updates"
+        yield Knob(key=key, requested=_composed(view, key), candidates=("bfloat16",), cost=80, kind="semantic", why=why)
+    key, now = "data.max_response_length", view.integer("data.max_response_length", 512)
+    shorter = tuple(length for length in (now * 3 // 4, now // 2, now // 4) if length >= 64)
+    if shorter:
+        why = "shorter responses"
+        yield Knob(key=key, requested=_composed(view, key), candidates=shorter, cost=90, kind="semantic", why=why, companions=lambda value: _shorter(view, launch, value))
+
+
+def _shorter(view: View, launch: Launch, length: object) -> dict[str, object]:
+    """Token budgets that stood at their floor follow the shorter sequence."""
+    floor = view.integer("data.max_prompt_length", 512) + (length if isinstance(length, int) else 0)
+    followers = (f"{ACTOR}.ppo_max_token_len_per_gpu", f"{ROLLOUT}.log_prob_max_token_len_per_gpu", f"{REF}.log_prob_max_token_len_per_gpu")
+    if not view.flag(f"{ACTOR}.use_dynamic_bsz", False):
+        return {}
+    return {key: -(-floor // r.sequence_parallel(view)) for key in followers if view.has(key)}

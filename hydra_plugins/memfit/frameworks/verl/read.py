@@ -1,0 +1,432 @@
+"""verl's config -> `ColocatedRun`: which keys lead to which fact. No formula lives here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hydra_plugins.memfit.base.errors import ConfigError, NotModelled
+from hydra_plugins.memfit.base.settings import Settings
+from hydra_plugins.memfit.frameworks.verl.tokens import Batch
+from hydra_plugins.memfit.frameworks.verl.versions import Behaviour, engine_share, parse
+from hydra_plugins.memfit.frameworks.view import MISSING, View
+from hydra_plugins.memfit.memory.engine import Engine
+from hydra_plugins.memfit.memory.fsdp import Sharding
+from hydra_plugins.memfit.memory.head import Head
+from hydra_plugins.memfit.memory.states import lora_parameters
+from hydra_plugins.memfit.model.spec import ModelSpec
+from hydra_plugins.memfit.planning.colocated import ColocatedRun, Role
+from hydra_plugins.memfit.planning.problem import SOLVE
+
+ARR = "actor_rollout_ref"
+ACTOR, REF, ROLLOUT, MODEL = f"{ARR}.actor", f"{ARR}.ref", f"{ARR}.rollout", f"{ARR}.model"
+FRACTION = f"{ROLLOUT}.gpu_memory_utilization"
+TENSOR_PARALLEL = f"{ROLLOUT}.tensor_model_parallel_size"
+
+_MASTER_BYTES = {"fp32": 4, "float32": 4, "bf16": 2, "bfloat16": 2, "fp16": 2, "float16": 2}
+FSDP_STRATEGIES = ("fsdp", "fsdp2")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """What does not change while knobs are turned: the surroundings of one verl launch."""
+
+    version: str
+    behaviour: Behaviour
+    engine_version: str
+    actor_model: ModelSpec
+    critic_model: ModelSpec | None
+    settings: Settings
+    capacity_bytes: int
+    budget_bytes: int
+    host_budget_bytes: int
+    gpus_per_node: int
+    nodes: int
+    flash_cross_entropy: bool = True
+
+    @property
+    def world_size(self) -> int:
+        """GPUs of the trainer pool."""
+        return self.gpus_per_node * self.nodes
+
+
+def read(view: View, launch: Launch) -> ColocatedRun:
+    """Return the run that the config describes; raises `ConfigError` and `NotModelled`."""
+    strategy = _strategy(view, f"{ACTOR}.strategy")
+    lora_rank = view.integer(f"{MODEL}.lora_rank", 0, minimum=0)
+    actor = _actor(view, launch, strategy, lora_rank)
+    uses_reference = view.flag(f"{ACTOR}.use_kl_loss", False) or view.flag("algorithm.use_kl_in_reward", False)
+    b = launch.behaviour
+    return ColocatedRun(
+        capacity_bytes=launch.capacity_bytes,
+        budget_bytes=launch.budget_bytes,
+        host_budget_bytes=launch.host_budget_bytes,
+        world_size=launch.world_size,
+        gpus_per_node=launch.gpus_per_node,
+        actor=actor,
+        reference=_reference(view, launch, actor, strategy, lora_rank) if uses_reference else None,
+        reference_is_actor=lora_rank > 0,
+        critic=_critic(view, launch) if launch.critic_model is not None else None,
+        engine=_engine(view, launch, lora_rank),
+        old_log_prob=not view.flag("algorithm.rollout_correction.bypass_mode", False),
+        bucket_bytes=view.integer(b.bucket_key, b.bucket_default) << 20 if b.bucket_key else 0,
+        gathers_whole_model=lora_rank > 0
+        and not view.flag(f"{ROLLOUT}.layered_summon", False)
+        and launch.world_size > 1,
+        sync_over_reserved=b.sync_over_reserved,
+        expandable_segments=b.expandable_in_trainer,
+        tied_load=launch.actor_model.tie_word_embeddings,
+        fraction_key=FRACTION,
+    )
+
+
+def _strategy(view: View, key: str) -> str:
+    strategy = view.text(key, "fsdp")
+    if strategy not in FSDP_STRATEGIES:
+        raise NotModelled(
+            f"{key}={strategy}: memfit models verl's FSDP engines (fsdp, fsdp2) so far. Launch without the hardware "
+            f"group, set {key}=fsdp, or go on unplanned with memfit.strict=false."
+        )
+    return strategy
+
+
+def _sharding(
+    view: View, launch: Launch, model: ModelSpec, *, section: str, strategy: str, trainable: bool = True
+) -> Sharding:
+    asked = view.integer(f"{section}.fsdp_size", -1, minimum=-1)
+    world = launch.world_size
+    return Sharding(
+        version=2 if strategy == "fsdp2" else 1,
+        ranks=world if asked <= 0 or asked >= world else asked,
+        layer=model.layer_parameters,
+        root=model.root_parameters,
+        embedding=model.embedding_parameters,
+        layers=model.num_hidden_layers,
+        tied=model.tie_word_embeddings,
+        trainable=trainable,
+        reshard_after_forward=view.flag(f"{section}.reshard_after_forward", True),
+        forward_prefetch=view.flag(f"{section}.forward_prefetch", False),
+    )
+
+
+def _master_bytes(view: View, section: str) -> int:
+    dtype = view.text(f"{section}.model_dtype", "fp32")
+    if dtype not in _MASTER_BYTES:
+        raise ConfigError(f"{section}.model_dtype={dtype} is not one of {', '.join(_MASTER_BYTES)}.")
+    return _MASTER_BYTES[dtype]
+
+
+def _keeps_root(view: View, launch: Launch, section: str) -> bool:
+    return launch.behaviour.keeps_root_after_inference and view.integer(f"{section}.fsdp_size", -1, minimum=-1) <= 1
+
+
+# -- the policy -----------------------------------------------------------------------------------------------------
+def _actor(view: View, launch: Launch, strategy: str, lora_rank: int) -> Role:
+    section, model = f"{ACTOR}.fsdp_config", launch.actor_model
+    update, forward = actor_batch(view, launch), rollout_log_prob_batch(view, launch)
+    offload_policy = strategy == "fsdp2" and view.flag(f"{section}.offload_policy", False)
+    trainable = lora_parameters(sites=model.lora_sites, rank=lora_rank) if lora_rank else model.parameters
+    packed = view.flag(f"{MODEL}.use_remove_padding", False)
+    with_entropy = view.number(f"{ACTOR}.entropy_coeff", 0.0, low=-1e9, high=1e9) != 0
+    with_entropy = with_entropy or view.flag(f"{ACTOR}.calculate_entropy", False)
+    sharding = _sharding(view, launch, model, section=section, strategy=strategy, trainable=not lora_rank)
+    return Role(
+        model=model,
+        sharding=sharding,
+        trainable_parameters=trainable,
+        master_bytes=_master_bytes(view, section),
+        param_offload=view.flag(f"{section}.param_offload", False) and not offload_policy,
+        optimizer_offload=view.flag(f"{section}.optimizer_offload", False) and not offload_policy,
+        cpu_policy=offload_policy,
+        checkpointing=view.flag(f"{MODEL}.enable_gradient_checkpointing", True),
+        activation_offload=view.flag(f"{MODEL}.enable_activation_offload", False),
+        forward_head=_head(view, launch, entropy=True, packed=packed),
+        update_head=_head(view, launch, entropy=with_entropy, packed=packed),
+        forward_tokens=forward.tokens(),
+        update_tokens=update.tokens(),
+        accumulates=update.accumulates(),
+        unsharded_gradients=view.flag(f"{section}.use_no_sync_for_gradient_accumulation", False),
+        keeps_root=False,
+    )
+
+
+def _head(view: View, launch: Launch, *, entropy: bool, packed: bool) -> Head:
+    fused = "none"
+    if view.flag(f"{MODEL}.use_fused_kernels", False):
+        fused = view.text(f"{MODEL}.fused_kernel_options.impl_backend", "torch")
+        fused = fused if fused in ("torch", "triton") else "torch"
+    section = launch.behaviour.entropy_section
+    compiled = view.flag(launch.behaviour.compile_key, True) and packed
+    chunked = view.flag(f"{section}.entropy_from_logits_with_chunking", False) and packed
+    kind = "none" if not entropy else "compiled" if compiled else "chunked" if chunked else "eager"
+    temperature = view.number(f"{ROLLOUT}.temperature", 1.0, low=0.0, high=1e6)
+    in_place = launch.behaviour.divides_in_place
+    return Head(
+        entropy=kind,
+        entropy_checkpointing=view.flag(f"{section}.entropy_checkpointing", False),
+        chunk_tokens=view.integer(f"{section}.entropy_from_logits_chunk_size", 2048),
+        log_prob="flash_ce" if launch.flash_cross_entropy else "torch",
+        fused=fused,
+        scaled="in_place" if in_place else "no" if temperature == 1.0 else "copy",
+        extra_copies=0 if packed else 1,
+    )
+
+
+def _reference(view: View, launch: Launch, actor: Role, strategy: str, lora_rank: int) -> Role:
+    section, model = f"{REF}.fsdp_config", launch.actor_model
+    packed = view.flag(f"{MODEL}.use_remove_padding", False)
+    batch = rollout_log_prob_batch(view, launch) if lora_rank else reference_batch(view, launch)
+    master = _master_bytes(view, section) if launch.behaviour.reference_dtype_key else 2
+    return Role(
+        model=model,
+        sharding=actor.sharding if lora_rank else _sharding(view, launch, model, section=section, strategy=strategy),
+        trainable_parameters=0,
+        master_bytes=actor.master_bytes if lora_rank else master,
+        param_offload=True,
+        cpu_policy=actor.cpu_policy if lora_rank else True,
+        forward_head=_head(view, launch, entropy=False, packed=packed),
+        forward_tokens=batch.tokens(),
+        keeps_root=not lora_rank and _keeps_root(view, launch, section),
+    )
+
+
+# -- the critic -----------------------------------------------------------------------------------------------------
+def has_critic(view: View) -> bool:
+    """Whether the launch trains a critic: asked for, or needed by the advantage estimator."""
+    if view.raw("critic.enable") not in (MISSING, None):
+        return view.flag("critic.enable", True)
+    return view.section("critic") and view.text("algorithm.adv_estimator", "gae") == "gae"
+
+
+def _critic(view: View, launch: Launch) -> Role:
+    model, section = launch.critic_model, launch.behaviour.critic_fsdp
+    assert model is not None
+    strategy = _strategy(view, "critic.strategy")
+    update, forward = critic_batch(view, launch), critic_forward_batch(view, launch)
+    offload_policy = strategy == "fsdp2" and view.flag(f"{section}.offload_policy", False)
+    value_model = _value_model(model)
+    return Role(
+        model=value_model,
+        sharding=_sharding(view, launch, value_model, section=section, strategy=strategy),
+        trainable_parameters=value_model.parameters,
+        master_bytes=_master_bytes(view, section),
+        param_offload=view.flag(f"{section}.param_offload", False) and not offload_policy,
+        optimizer_offload=view.flag(f"{section}.optimizer_offload", False) and not offload_policy,
+        cpu_policy=offload_policy,
+        checkpointing=view.flag("critic.model.enable_gradient_checkpointing", True),
+        activation_offload=view.flag("critic.model.enable_activation_offload", False),
+        forward_head=Head(vocabulary=False),
+        update_head=Head(vocabulary=False),
+        forward_tokens=forward.tokens(),
+        update_tokens=update.tokens(),
+        accumulates=update.accumulates(),
+        keeps_root=False,
+    )
+
+
+def _value_model(model: ModelSpec) -> ModelSpec:
+    """The same body with one output: lm_head is gone, the embedding stays."""
+    from dataclasses import replace
+
+    head = 0 if model.tie_word_embeddings else model.embedding_parameters
+    return replace(
+        model,
+        parameters=model.parameters - head + model.hidden_size,
+        root_parameters=model.root_parameters - head + model.hidden_size,
+        active_parameters=model.active_parameters - head + model.hidden_size,
+        tie_word_embeddings=True,
+    )
+
+
+# -- batches --------------------------------------------------------------------------------------------------------
+def max_length(view: View) -> int:
+    """Prompt and response together, as configured."""
+    return view.integer("data.max_prompt_length", 512) + view.integer("data.max_response_length", 512)
+
+
+def sequences_per_step(view: View) -> int:
+    """Sequences of one training step: prompts times n."""
+    return view.integer("data.train_batch_size", 1024) * view.integer(f"{ROLLOUT}.n", 1)
+
+
+def mini_sequences(view: View) -> int:
+    """Sequences of one optimizer step."""
+    return view.integer(f"{ACTOR}.ppo_mini_batch_size", 256) * view.integer(f"{ROLLOUT}.n", 1)
+
+
+def _batch(
+    view: View, launch: Launch, *, dynamic: bool, budget: int, micro_key: str, sequences: int, sp: int, packed: bool
+) -> Batch:
+    dp = max(1, launch.world_size // sp)
+    micro = view.optional_integer(f"{micro_key}_per_gpu")
+    if micro is None:
+        whole = view.optional_integer(micro_key)
+        micro = None if whole is None else max(1, whole // dp)
+    return Batch(
+        dynamic=dynamic,
+        budget=budget,
+        micro_batch=micro,
+        local_sequences=max(1, -(-sequences // dp)),
+        sequence_parallel=sp,
+        max_length=max_length(view),
+        packed=packed,
+        hard_budget=launch.behaviour.hard_token_budget,
+        lengths=launch.settings.lengths,
+    )
+
+
+def actor_batch(view: View, launch: Launch) -> Batch:
+    """Return the micro-batches of the actor's update."""
+    return _batch(
+        view,
+        launch,
+        dynamic=view.flag(f"{ACTOR}.use_dynamic_bsz", False),
+        budget=view.integer(f"{ACTOR}.ppo_max_token_len_per_gpu", 16384),
+        micro_key=f"{ACTOR}.ppo_micro_batch_size",
+        sequences=mini_sequences(view),
+        sp=sequence_parallel(view),
+        packed=view.flag(f"{MODEL}.use_remove_padding", False),
+    )
+
+
+def rollout_log_prob_batch(view: View, launch: Launch) -> Batch:
+    """Return the micro-batches of the old log-probabilities."""
+    actor_dynamic = view.flag(f"{ACTOR}.use_dynamic_bsz", False)
+    return _batch(
+        view,
+        launch,
+        dynamic=view.flag(f"{ROLLOUT}.log_prob_use_dynamic_bsz", actor_dynamic),
+        budget=view.integer(f"{ROLLOUT}.log_prob_max_token_len_per_gpu", 16384),
+        micro_key=f"{ROLLOUT}.log_prob_micro_batch_size",
+        sequences=sequences_per_step(view),
+        sp=sequence_parallel(view),
+        packed=view.flag(f"{MODEL}.use_remove_padding", False),
+    )
+
+
+def reference_batch(view: View, launch: Launch) -> Batch:
+    """Return the micro-batches of the reference's log-probabilities."""
+    actor_dynamic = view.flag(f"{ACTOR}.use_dynamic_bsz", False)
+    return _batch(
+        view,
+        launch,
+        dynamic=view.flag(f"{REF}.log_prob_use_dynamic_bsz", actor_dynamic),
+        budget=view.integer(f"{REF}.log_prob_max_token_len_per_gpu", 16384),
+        micro_key=f"{REF}.log_prob_micro_batch_size",
+        sequences=sequences_per_step(view),
+        sp=view.integer(f"{REF}.ulysses_sequence_parallel_size", sequence_parallel(view)),
+        packed=view.flag(f"{MODEL}.use_remove_padding", False),
+    )
+
+
+def critic_batch(view: View, launch: Launch) -> Batch:
+    """Return the micro-batches of the critic's update."""
+    single = launch.behaviour.critic_single_budget
+    key = "critic.ppo_infer_max_token_len_per_gpu" if single else "critic.ppo_max_token_len_per_gpu"
+    mini = view.integer("critic.ppo_mini_batch_size", view.integer(f"{ACTOR}.ppo_mini_batch_size", 256))
+    return _batch(
+        view,
+        launch,
+        dynamic=single or view.flag("critic.use_dynamic_bsz", view.flag(f"{ACTOR}.use_dynamic_bsz", False)),
+        budget=view.integer(key, 32768),
+        micro_key="critic.ppo_micro_batch_size",
+        sequences=mini * view.integer(f"{ROLLOUT}.n", 1),
+        sp=critic_sequence_parallel(view, launch),
+        packed=view.flag("critic.model.use_remove_padding", False),
+    )
+
+
+def critic_forward_batch(view: View, launch: Launch) -> Batch:
+    """Return the micro-batches of the values."""
+    update = critic_batch(view, launch)
+    if launch.behaviour.critic_single_budget:
+        budget = update.budget
+    else:
+        budget = view.integer(
+            view.first("critic.forward_max_token_len_per_gpu", "critic.ppo_infer_max_token_len_per_gpu"), update.budget
+        )
+    return _batch(
+        view,
+        launch,
+        dynamic=update.dynamic,
+        budget=budget,
+        micro_key="critic.forward_micro_batch_size",
+        sequences=sequences_per_step(view),
+        sp=update.sequence_parallel,
+        packed=update.packed,
+    )
+
+
+def sequence_parallel(view: View) -> int:
+    """Return the actor's Ulysses size."""
+    return view.integer(f"{ACTOR}.ulysses_sequence_parallel_size", 1)
+
+
+def critic_sequence_parallel(view: View, launch: Launch) -> int:
+    """Return the critic's Ulysses size, from where the release reads it."""
+    section = launch.behaviour.critic_fsdp
+    key = "critic.ulysses_sequence_parallel_size"
+    if section == "critic.fsdp":
+        key = f"{section}.ulysses_sequence_parallel_size"
+    return view.integer(key, 1)
+
+
+# -- the rollout engine ---------------------------------------------------------------------------------------------
+def rollout_name(view: View) -> str:
+    """Return the inference engine; the framework's own ??? reads as vLLM."""
+    name = view.text(f"{ROLLOUT}.name", "vllm")
+    if name not in ("vllm", "sglang"):
+        raise NotModelled(
+            f"{ROLLOUT}.name={name}: memfit models rollouts with vllm and sglang. Set {ROLLOUT}.name=vllm, or go on "
+            "unplanned with memfit.strict=false."
+        )
+    return name
+
+
+def max_model_len(view: View, launch: Launch) -> int:
+    """Return the sequence length that the engine is started with."""
+    asked = view.optional_integer(f"{ROLLOUT}.max_model_len")
+    if asked is not None:
+        return asked
+    if launch.behaviour.null_model_len_is_model_limit:
+        return launch.actor_model.max_position_embeddings
+    return max_length(view)
+
+
+def _fractions(view: View, launch: Launch) -> tuple[float | None, float | None]:
+    """The fraction in force (``None`` while it is being solved for), and the one to stay close to."""
+    if view.raw(FRACTION) is not SOLVE:
+        return view.number(FRACTION, 0.5, low=0.0, high=1.0), None
+    asked = view.composed(FRACTION)
+    close = float(asked) if isinstance(asked, (int, float)) and launch.settings.goal == "fit" else None
+    return None, close
+
+
+def _engine(view: View, launch: Launch, lora_rank: int) -> Engine:
+    name, b = rollout_name(view), launch.behaviour
+    tp = view.integer(TENSOR_PARALLEL, 2)
+    model_len = max_model_len(view, launch)
+    batched = view.integer(f"{ROLLOUT}.max_num_batched_tokens", 8192)
+    if not view.flag(f"{ROLLOUT}.enable_chunked_prefill", True):
+        batched = max(batched, model_len)
+    fraction, close_to = _fractions(view, launch)
+    replicas = max(1, launch.world_size // tp)
+    in_process = b.engine_in_process and view.text(f"{ROLLOUT}.mode", "sync") == "sync"
+    eager = view.flag(f"{ROLLOUT}.enforce_eager", parse(launch.version) < (0, 6))
+    return Engine(
+        model=launch.actor_model,
+        share_of=engine_share(name, launch.engine_version),
+        fraction=fraction,
+        requested_fraction=close_to,
+        tensor_parallel=tp,
+        expert_parallel=view.integer(f"{ROLLOUT}.expert_parallel_size", 1),
+        max_model_len=model_len,
+        max_num_seqs=view.integer(f"{ROLLOUT}.max_num_seqs", 1024),
+        max_num_batched_tokens=batched,
+        concurrent_sequences=-(-sequences_per_step(view) // replicas),
+        tokens_per_sequence=max_length(view),
+        graphs=not eager,
+        weight_bytes_per_parameter=1.0 if view.text(f"{ROLLOUT}.quantization", "none") == "fp8" else 2.0,
+        in_process=in_process,
+        sleeps=view.flag(f"{ROLLOUT}.free_cache_engine", True),
+        weights_on_host=name == "sglang" or b.sleep_copies_weights or lora_rank > 0,
+    )

@@ -1,0 +1,55 @@
+"""What a process holds outside its tensors. Every constant here is an observation, not a derivation; each names its source.
+
+None of them has been measured by this project yet: no GPU was at hand when they were written (2026-11-21).
+"""
+
+from __future__ import annotations
+
+from hydra_plugins.memfit.base.units import GIB, MIB
+
+CUDA_CONTEXT_BYTES = 768 * MIB
+"""CUDA context with the kernels of torch, cuBLAS and flash-attn loaded: 0.5-0.8 GiB in public OOM messages (process use less
+"allocated by PyTorch" less "reserved but unallocated")."""
+
+NCCL_BYTES = 768 * MIB
+"""Communicators and their channels on one node, ring and tree, a handful of groups. AReaL logs: process use above torch's
+1.75 GiB (RTX 5090) and 2.1 GiB (A100), context included."""
+
+ENGINE_CONTEXT_BYTES = 820 * MIB
+"""A sleeping vLLM process of TP 1 keeps 0.8 GiB (NVIDIA-NeMo/RL issue 223)."""
+
+ENGINE_TENSOR_PARALLEL_BYTES = 1638 * MIB
+"""What TP > 1 adds: 2.4 GiB stay at TP 2 (same issue); vLLM pull request 10511: 1.79 GiB non-torch at TP 1, 3.58 GiB at TP 2."""
+
+GRAPH_BYTES_PER_LAYER = 24 * MIB
+"""CUDA graphs of vLLM's default capture list, piecewise and full. Order of 0.5-1 GiB for a 28-layer model in vLLM's
+"Graph capturing finished ... took x GiB" lines; an estimate."""
+
+SGLANG_GRAPH_BYTES_PER_LAYER = 12 * MIB
+"""SGLang captures decode batches only; an estimate."""
+
+FRAGMENTATION_SHARE = {True: 0.03, False: 0.06}
+"""Reserved above allocated, as a share of what a pass allocates and frees, with expandable segments and without."""
+
+
+def trainer_context_bytes(*, world_size: int) -> int:
+    """Return what a training process holds outside torch's allocator."""
+    return CUDA_CONTEXT_BYTES + (NCCL_BYTES if world_size > 1 else 0)
+
+
+def engine_context_bytes(*, tensor_parallel: int, in_process: bool) -> int:
+    """Return what an inference engine holds outside its pools; in the trainer's process the CUDA context is shared."""
+    own = 0 if in_process else ENGINE_CONTEXT_BYTES
+    return own + (ENGINE_TENSOR_PARALLEL_BYTES if tensor_parallel > 1 else 0)
+
+
+def fragmentation_bytes(transient: int, *, expandable_segments: bool) -> int:
+    """Return the reserved bytes that no tensor uses at the peak of a pass that allocates ``transient`` bytes."""
+    return int(transient * FRAGMENTATION_SHARE[expandable_segments])
+
+
+HOST_PROCESS_BYTES = 4 * GIB
+"""Resident memory of one Python process with torch, CUDA and the framework loaded (3-5 GiB in public host-OOM reports)."""
+
+HOST_DRIVER_BYTES = 6 * GIB
+"""The driver process, Ray's own processes and its object store's working set on the head node; an estimate."""

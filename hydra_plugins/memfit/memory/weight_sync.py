@@ -1,0 +1,37 @@
+"""Handing the trained weights to the inference engine on the same GPU.
+
+Symbols: P parameters, N ranks, n and R decoder layer and root unit, E one vocabulary matrix.
+"""
+
+from __future__ import annotations
+
+from hydra_plugins.memfit.base.units import ceil_div
+from hydra_plugins.memfit.memory.breakdown import MemoryBreakdown
+from hydra_plugins.memfit.memory.fsdp import Sharding
+
+
+def sync_moments(
+    s: Sharding, *, parameters: int, master_bytes: int, bucket_bytes: int, whole_model: bool = False
+) -> tuple[MemoryBreakdown, ...]:
+    """
+    Return what the sender holds beside its resident state, at the two points where it can peak.
+
+    FSDP1 builds a sharded state dict: one unit after the other is gathered in the master dtype (the root is held
+    meanwhile) and every shard is cloned, b·P/N until the end. A single rank references its parameters instead. FSDP2
+    keeps references and gathers one parameter at a time, the largest being the vocabulary matrix.
+    While sending there is a bucket on the trainer's side; a tensor above the bucket goes as it is.
+    ``whole_model``: LoRA without layered_summon gathers the whole base model on every rank.
+
+    Source: verl workers/engine/fsdp/transformer_impl.py (get_per_tensor_param), bucketed_weight_transfer.py.
+    """
+    largest = master_bytes * s.embedding
+    if whole_model:
+        return (MemoryBreakdown(communication_buffers=master_bytes * parameters + bucket_bytes),)
+    if s.version == 2 or s.single:
+        gathered = 0 if s.single else 2 * largest
+        return (MemoryBreakdown(communication_buffers=gathered + bucket_bytes),)
+    clone = ceil_div(master_bytes * parameters, s.ranks)
+    return (
+        MemoryBreakdown(communication_buffers=clone + master_bytes * (s.root + s.layer)),
+        MemoryBreakdown(communication_buffers=clone + bucket_bytes + largest),
+    )

@@ -1,0 +1,452 @@
+"""One step of colocated reinforcement learning: trainer and inference engine take turns on the same GPUs.
+
+This is the calendar: which model states are resident in which phase, and whose pass runs on top of them. The formulas
+are in ``memory``; the keys that lead here are in ``frameworks``.
+
+Order of a step: rollout, engine sleeps, old log-probabilities, reference, values, critic update, actor update and its
+optimizer step, weight sync, KV pool mapped again. Optimizer states do not exist before the first optimizer step, so that
+step is the first whose numbers hold for all later ones: this is the step that is modelled.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from hydra_plugins.memfit.base.units import ceil_div, gib
+from hydra_plugins.memfit.memory import engine as engines
+from hydra_plugins.memfit.memory.activations import Widths
+from hydra_plugins.memfit.memory.breakdown import (
+    Estimate,
+    HostEstimate,
+    MemoryBreakdown,
+    PhaseEstimate,
+    Shortfall,
+)
+from hydra_plugins.memfit.memory.engine import Engine
+from hydra_plugins.memfit.memory.fsdp import Sharding
+from hydra_plugins.memfit.memory.head import Head
+from hydra_plugins.memfit.memory.overheads import (
+    HOST_DRIVER_BYTES,
+    HOST_PROCESS_BYTES,
+    fragmentation_bytes,
+    trainer_context_bytes,
+)
+from hydra_plugins.memfit.memory.states import adam_state_bytes, adam_step_temporary_bytes, sharded_bytes
+from hydra_plugins.memfit.memory.trainer import Pass, forward_moments, peak, update_moments
+from hydra_plugins.memfit.memory.weight_sync import sync_moments
+from hydra_plugins.memfit.model.spec import ModelSpec
+
+_FRACTION_STEP = 0.01
+"""A solved fraction is rounded down to this: verl's own scripts use steps of 0.05 and 0.1."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Role:
+    """One model of the trainer: the policy, its reference, or the critic."""
+
+    model: ModelSpec
+    sharding: Sharding
+    trainable_parameters: int
+    """Parameters with gradients; 0 for a reference, the adapters alone under LoRA."""
+    master_bytes: int = 4
+    """Bytes of a stored parameter, of its gradient and of each of its moments."""
+    param_offload: bool = False
+    optimizer_offload: bool = False
+    cpu_policy: bool = False
+    """FSDP2's CPUOffloadPolicy: parameters, gradients and moments live on the host; layers visit the GPU."""
+    checkpointing: bool = True
+    activation_offload: bool = False
+    forward_head: Head = field(default_factory=Head)
+    update_head: Head = field(default_factory=Head)
+    forward_tokens: int
+    """Tokens of the largest micro-batch of a pass without gradients, on one rank."""
+    update_tokens: int = 0
+    accumulates: bool = True
+    """Whether a mini-batch takes more than one micro-batch."""
+    unsharded_gradients: bool = False
+    """Gradients stay unsharded until the last micro-batch (no_sync)."""
+    keeps_root: bool = False
+    """The gathered root unit stays on the GPU after a pass without gradients."""
+
+    @property
+    def parameter_bytes(self) -> int:
+        """The rank's share of the stored parameters."""
+        return sharded_bytes(
+            parameters=self.model.parameters + self._adapters,
+            bytes_per_parameter=self.master_bytes,
+            ranks=self.sharding.ranks,
+        )
+
+    @property
+    def moment_bytes(self) -> int:
+        """The rank's share of the AdamW moments."""
+        return adam_state_bytes(
+            trainable_parameters=self.trainable_parameters,
+            bytes_per_parameter=self.master_bytes,
+            ranks=self.sharding.ranks,
+        )
+
+    @property
+    def gradient_bytes(self) -> int:
+        """Sharded gradients, or the unsharded ones that no_sync keeps (bf16 under FSDP1, fp32 under FSDP2)."""
+        if self.unsharded_gradients and self.accumulates and not self.sharding.single:
+            return self.trainable_parameters * (2 if self.sharding.version == 1 else 4)
+        return sharded_bytes(
+            parameters=self.trainable_parameters,
+            bytes_per_parameter=self.master_bytes,
+            ranks=self.sharding.ranks,
+        )
+
+    @property
+    def _adapters(self) -> int:
+        return 0 if self.sharding.trainable else self.trainable_parameters
+
+    def resting(self) -> MemoryBreakdown:
+        """Return what the role leaves on the GPU while others run."""
+        if self.cpu_policy:
+            return MemoryBreakdown()
+        return MemoryBreakdown(
+            weights=0 if self.param_offload else self.parameter_bytes,
+            optimizer_states=0 if self.optimizer_offload else self.moment_bytes,
+            communication_buffers=2 * self.sharding.root if self.keeps_root and not self.sharding.single else 0,
+        )
+
+    def loaded(self, *, optimizer: bool) -> MemoryBreakdown:
+        """Return the role's states during its own pass: parameters always, moments if they are not offloaded or needed."""
+        if self.cpu_policy:
+            return MemoryBreakdown()
+        moments = self.moment_bytes if optimizer or not self.optimizer_offload else 0
+        return MemoryBreakdown(weights=self.parameter_bytes, optimizer_states=moments)
+
+    def forward_pass(self) -> MemoryBreakdown:
+        """Return the peak of a pass without gradients, on top of the states."""
+        return self._staged(peak(forward_moments(self._pass(self.forward_tokens, self.forward_head))))
+
+    def update_pass(self) -> MemoryBreakdown:
+        """Return the peak of forward and backward of one micro-batch, gradients included, on top of the states."""
+        moment = peak(update_moments(self._pass(self.update_tokens, self.update_head)))
+        if self.cpu_policy:
+            return self._staged(_without(moment, gradients=True))
+        if self.unsharded_gradients and self.accumulates and not self.sharding.single:
+            return _without(moment, gradients=True) + MemoryBreakdown(gradients=self.gradient_bytes)
+        return moment
+
+    def step(self) -> MemoryBreakdown:
+        """Return gradients and temporaries of the optimizer step, on top of the states."""
+        if self.cpu_policy:
+            return MemoryBreakdown()
+        temporary = adam_step_temporary_bytes(
+            trainable_parameters=self.trainable_parameters,
+            bytes_per_parameter=self.master_bytes,
+            ranks=self.sharding.ranks,
+        )
+        sharded = sharded_bytes(
+            parameters=self.trainable_parameters, bytes_per_parameter=self.master_bytes, ranks=self.sharding.ranks
+        )
+        return MemoryBreakdown(gradients=sharded, optimizer_states=temporary)
+
+    def _staged(self, moment: MemoryBreakdown) -> MemoryBreakdown:
+        """Add the fp32 shard of two layers on its way from the host, where the parameters live there."""
+        if not self.cpu_policy:
+            return moment
+        staging = 2 * ceil_div(self.master_bytes * self.sharding.layer, self.sharding.ranks)
+        return moment + MemoryBreakdown(communication_buffers=staging)
+
+    def _pass(self, tokens: int, head: Head) -> Pass:
+        return Pass(
+            widths=Widths.of(self.model),
+            sharding=self.sharding,
+            head=head,
+            tokens=tokens,
+            layers=self.model.num_hidden_layers,
+            vocabulary=self.model.vocab_size,
+            checkpointing=self.checkpointing,
+            activation_offload=self.activation_offload,
+            gradients=self.trainable_parameters,
+            gradient_bytes=self.master_bytes,
+            accumulates=self.accumulates,
+        )
+
+    def host_bytes(self) -> int:
+        """Return what one rank keeps in host memory."""
+        if self.cpu_policy:
+            return self.parameter_bytes + 2 * self.moment_bytes
+        return (self.parameter_bytes if self.param_offload else 0) + (
+            self.moment_bytes if self.optimizer_offload else 0
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ColocatedRun:
+    """One launch with trainer and engine on the same GPUs, as the framework's adapter read it."""
+
+    capacity_bytes: int
+    budget_bytes: int
+    """Capacity less the margin and less what others hold."""
+    host_budget_bytes: int
+    """0 where the host's memory is not known."""
+    world_size: int
+    gpus_per_node: int
+    actor: Role
+    reference: Role | None = None
+    critic: Role | None = None
+    engine: Engine | None = None
+    """``None``: generation runs in the trainer itself, or on other GPUs."""
+    reward_engine: Engine | None = None
+    old_log_prob: bool = True
+    """Whether old log-probabilities are computed by the actor."""
+    reference_is_actor: bool = False
+    """LoRA: the reference is the actor with its adapters switched off."""
+    bucket_bytes: int = 0
+    """Buffer of the weight transfer on the trainer's side."""
+    gathers_whole_model: bool = False
+    sync_over_reserved: bool = False
+    """The cache of the update is not emptied before the engine maps its weights (verl 0.7.1 engine path and 0.8.0)."""
+    expandable_segments: bool = False
+    tied_load: bool = False
+    """Every rank materialises the whole fp32 model on the host while loading."""
+    fraction_key: str = ""
+    """Config key of the engine's fraction, for `Estimate.solved`."""
+
+
+def estimate(run: ColocatedRun) -> Estimate:
+    """Return the predicted peak of every phase of one step on the worst GPU."""
+    solution = _share(run)
+    kv = solution.kv if solution else 0
+    phases = [
+        *_engine_phases(run, solution),
+        *_training_phases(run, kv),
+        *_handover_phases(run, solution),
+    ]
+    order = {"launch": 0, "rollout": 1, "weight_sync": 8, "kv_resume": 9}
+    phases.sort(key=lambda phase: order.get(phase.name, 5))
+    shortfall = (solution.shortfall,) if solution and solution.shortfall else ()
+    solved = ((run.fraction_key, solution.fraction),) if solution and solution.solved else ()
+    return Estimate(phases=tuple(phases), host=_host(run), shortfalls=shortfall, solved=solved)
+
+
+# -- who is resident ------------------------------------------------------------------------------------------------
+def _resting(run: ColocatedRun, *, without: Role | None = None) -> MemoryBreakdown:
+    """Everything of the trainer that stays on the GPU while ``without`` (if any) runs its own pass."""
+    total = MemoryBreakdown(context=trainer_context_bytes(world_size=run.world_size))
+    for role in (run.actor, run.critic):
+        if role is not None and role is not without:
+            total = total + role.resting()
+    return total + _reference_leak(run)
+
+
+def _reference_leak(run: ColocatedRun) -> MemoryBreakdown:
+    """The reference lives on the host; its gathered root may stay on the GPU all the same."""
+    role = run.reference
+    if role is None or not role.keeps_root or role.sharding.single:
+        return MemoryBreakdown()
+    return MemoryBreakdown(communication_buffers=2 * role.sharding.root)
+
+
+def _at_launch(run: ColocatedRun) -> MemoryBreakdown:
+    """The trainer when the engine starts: parameters unless offloaded, no optimizer state, no reference pass yet."""
+    total = MemoryBreakdown(context=trainer_context_bytes(world_size=run.world_size))
+    for role in (run.actor, run.critic):
+        if role is not None and not role.cpu_policy and not role.param_offload:
+            total = total + MemoryBreakdown(weights=role.parameter_bytes)
+    return total
+
+
+# -- the engine's share ---------------------------------------------------------------------------------------------
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Solution:
+    fraction: float
+    kv: int
+    solved: bool
+    shortfall: Shortfall | None
+
+
+def _share(run: ColocatedRun) -> _Solution | None:
+    """Turn the engine's fraction into a KV pool, or solve for the fraction."""
+    engine = run.engine
+    if engine is None:
+        return None
+    at_launch = _at_launch(run).total_bytes
+    pool = engines.pool(engine, capacity=run.capacity_bytes, trainer_at_launch=at_launch)
+    need = engines.minimum_kv_bytes(engine)
+    if engine.fraction is not None:
+        kv = pool.kv_bytes(engine.fraction)
+        return _Solution(fraction=engine.fraction, kv=kv, solved=False, shortfall=_kv_shortfall(engine, kv, need))
+    lowest = _ceil_fraction((pool.inside + need) / max(1, pool.base))
+    highest = _floor_fraction(_largest_fraction(run, engine, pool))
+    useful = _ceil_fraction((pool.inside + engines.useful_kv_bytes(engine)) / max(1, pool.base))
+    asked = engine.requested_fraction
+    if asked is not None and lowest <= asked <= highest:
+        fraction = asked
+    elif asked is not None and asked > highest:
+        fraction = max(highest, _FRACTION_STEP)
+    else:
+        fraction = max(min(highest, max(useful, lowest)), _FRACTION_STEP)
+    kv = pool.kv_bytes(fraction)
+    return _Solution(fraction=fraction, kv=kv, solved=True, shortfall=_kv_shortfall(engine, kv, need))
+
+
+def _largest_fraction(run: ColocatedRun, engine: Engine, pool: engines.Pool) -> float:
+    """The largest fraction with which the launch, the rollout and the resumption of the pool stay within the budget."""
+    resting = _resting(run).total_bytes
+    if engine.share_of == "device":
+        grown = resting - _at_launch(run).total_bytes
+        return (run.budget_bytes - max(0, grown) - pool.outside) / pool.base
+    if engine.share_of == "free":
+        return (run.budget_bytes - resting - pool.outside) / max(1, pool.base)
+    at_launch = (run.budget_bytes - _at_launch(run).total_bytes) / pool.base
+    return min(at_launch, (run.budget_bytes - resting - pool.outside) / pool.base, 0.95)
+
+
+def _ceil_fraction(value: float) -> float:
+    return round(math.ceil(value / _FRACTION_STEP - 1e-9) * _FRACTION_STEP, 4)
+
+
+def _floor_fraction(value: float) -> float:
+    return round(math.floor(value / _FRACTION_STEP + 1e-9) * _FRACTION_STEP, 4)
+
+
+def _kv_shortfall(engine: Engine, kv: int, need: int) -> Shortfall | None:
+    if kv >= need:
+        return None
+    return Shortfall(
+        phase="launch",
+        num_bytes=need - kv,
+        why=(
+            f"the engine's share leaves {gib(max(0, kv))} for the KV cache; one sequence of {engine.max_model_len} "
+            f"tokens needs {gib(need)}"
+        ),
+    )
+
+
+# -- phases ---------------------------------------------------------------------------------------------------------
+def _phase(
+    run: ColocatedRun, name: str, trainer: MemoryBreakdown, engine: MemoryBreakdown, transient: int = 0
+) -> PhaseEstimate:
+    fragmentation = fragmentation_bytes(transient, expandable_segments=run.expandable_segments)
+    trainer = trainer + MemoryBreakdown(fragmentation=fragmentation)
+    if run.engine is not None and run.engine.in_process:
+        trainer, engine = trainer + engine, MemoryBreakdown()
+    return PhaseEstimate(name=name, trainer=trainer, engine=engine, budget_bytes=run.budget_bytes)
+
+
+def _engine_phases(run: ColocatedRun, solution: _Solution | None) -> list[PhaseEstimate]:
+    if run.engine is None or solution is None:
+        return []
+    awake = engines.awake(run.engine, kv=solution.kv)
+    return [
+        _phase(run, "launch", _at_launch(run), awake),
+        _phase(run, "rollout", _resting(run), awake + _reward_asleep(run)),
+    ]
+
+
+def _reward_asleep(run: ColocatedRun) -> MemoryBreakdown:
+    return MemoryBreakdown() if run.reward_engine is None else engines.asleep(run.reward_engine, kv=0)
+
+
+def _sleeping(run: ColocatedRun, kv: int) -> MemoryBreakdown:
+    engine = MemoryBreakdown() if run.engine is None else engines.asleep(run.engine, kv=kv)
+    return engine + _reward_asleep(run)
+
+
+def _training_phases(run: ColocatedRun, kv: int) -> list[PhaseEstimate]:
+    engine = _sleeping(run, kv)
+    phases = []
+    actor_rest = _resting(run, without=run.actor)
+    if run.old_log_prob:
+        pass_ = run.actor.forward_pass()
+        states = actor_rest + run.actor.loaded(optimizer=False)
+        phases.append(_phase(run, "old_log_prob", states + pass_, engine, pass_.total_bytes))
+    phases += _reference_phase(run, actor_rest, engine)
+    phases += _critic_phases(run, engine)
+    update = run.actor.update_pass()
+    loaded = actor_rest + run.actor.loaded(optimizer=True)
+    phases.append(_phase(run, "update_actor", loaded + update, engine, _transient(update)))
+    phases.append(_phase(run, "optimizer_step", loaded + run.actor.step(), engine))
+    return phases
+
+
+def _reference_phase(run: ColocatedRun, actor_rest: MemoryBreakdown, engine: MemoryBreakdown) -> list[PhaseEstimate]:
+    if run.reference is None:
+        return []
+    pass_ = run.reference.forward_pass()
+    if run.reference_is_actor:
+        states = actor_rest + run.actor.loaded(optimizer=False)
+    else:
+        states = _resting(run) + MemoryBreakdown(weights=run.reference.resting().weights)
+    return [_phase(run, "ref_log_prob", states + pass_, engine, pass_.total_bytes)]
+
+
+def _critic_phases(run: ColocatedRun, engine: MemoryBreakdown) -> list[PhaseEstimate]:
+    critic = run.critic
+    if critic is None:
+        return []
+    others = _resting(run, without=critic)
+    values = critic.forward_pass()
+    update = critic.update_pass()
+    loaded = others + critic.loaded(optimizer=True)
+    step = critic.step()
+    worst = max(update, step, key=lambda moment: moment.total_bytes)
+    return [
+        _phase(run, "values", others + critic.loaded(optimizer=False) + values, engine, values.total_bytes),
+        _phase(run, "update_critic", loaded + worst, engine, _transient(worst) if worst is update else 0),
+    ]
+
+
+def _handover_phases(run: ColocatedRun, solution: _Solution | None) -> list[PhaseEstimate]:
+    if run.engine is None or solution is None:
+        return []
+    actor = run.actor
+    moment = peak(
+        sync_moments(
+            actor.sharding,
+            parameters=actor.model.parameters,
+            master_bytes=actor.master_bytes,
+            bucket_bytes=run.bucket_bytes,
+            whole_model=run.gathers_whole_model,
+        )
+    )
+    resident = _resting(run, without=actor) + actor.loaded(optimizer=False)
+    cached = _left_in_cache(run)
+    sync = _phase(run, "weight_sync", resident + moment + cached, engines.receiving(run.engine), moment.total_bytes)
+    resume = _phase(run, "kv_resume", _resting(run), engines.awake(run.engine, kv=solution.kv))
+    return [sync, resume]
+
+
+def _left_in_cache(run: ColocatedRun) -> MemoryBreakdown:
+    """What torch's allocator of the trainer still reserves from the update when the engine maps its weights."""
+    if not run.sync_over_reserved:
+        return MemoryBreakdown()
+    if run.actor.param_offload:
+        return MemoryBreakdown(fragmentation=run.actor.moment_bytes if run.actor.optimizer_offload else 0)
+    return MemoryBreakdown(fragmentation=run.actor.update_pass().total_bytes)
+
+
+def _transient(moment: MemoryBreakdown) -> int:
+    """What a pass allocates and frees: everything but the resident gradients."""
+    return moment.total_bytes - moment.gradients
+
+
+def _without(moment: MemoryBreakdown, *, gradients: bool) -> MemoryBreakdown:
+    parts = moment.as_dict()
+    if gradients:
+        parts["gradients"] = 0
+    return MemoryBreakdown(**parts)
+
+
+# -- host -----------------------------------------------------------------------------------------------------------
+def _host(run: ColocatedRun) -> HostEstimate:
+    """Offloaded states, the reference, sleep copies and the processes of one host; or the load, where that is more."""
+    ranks = min(run.gpus_per_node, run.world_size)
+    per_rank = run.actor.host_bytes() + HOST_PROCESS_BYTES
+    if run.critic is not None:
+        per_rank += run.critic.host_bytes()
+    if run.reference is not None and not run.reference_is_actor:
+        per_rank += run.reference.parameter_bytes
+    if run.engine is not None:
+        per_rank += 0 if run.engine.in_process else HOST_PROCESS_BYTES
+        per_rank += engines.weight_bytes(run.engine) if run.engine.weights_on_host else 0
+    copies = ranks if run.tied_load else 1
+    load = copies * 4 * run.actor.model.parameters + ranks * HOST_PROCESS_BYTES
+    return HostEstimate(peak_bytes=max(per_rank * ranks, load) + HOST_DRIVER_BYTES, budget_bytes=run.host_budget_bytes)
