@@ -11,7 +11,7 @@ from hydra_plugins.memfit.planning.problem import Change, Plan, Problem
 def to_dict(plan: Plan) -> dict[str, Any]:
     """Return the plan in the shape of the JSON contract (docs/cli.md), made of plain dicts, lists, strings and numbers.
 
-    ``peak_bytes`` is the largest peak of any phase; ``budget_bytes`` and ``binding_phase`` come from the deciding phase.
+    ``peak_bytes`` is the largest peak of any phase; ``budget_bytes`` and ``binding_phase`` come from the binding one.
     """
     problem, estimate = plan.problem, plan.estimate
     return {
