@@ -15,7 +15,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from hydra_plugins.memfit.base.errors import ConfigError
-from hydra_plugins.memfit.hardware.spec import Hardware
+from hydra_plugins.memfit.hardware.spec import Device, Hardware
 
 VARIABLE = "MEMFIT_DETECTED"
 _ASKED = "MEMFIT_HARDWARE"
@@ -60,8 +60,7 @@ def _handed_down(environ: Mapping[str, str]) -> Hardware | None:
         return None
     try:
         written = json.loads(environ[VARIABLE])
-        fields = {**written["hardware"], "warnings": tuple(written["hardware"]["warnings"])}
-        hardware = Hardware(**fields)
+        hardware = _hardware(written["hardware"])
     except (ValueError, TypeError, KeyError) as error:
         raise ConfigError(
             f"{VARIABLE} cannot be read ({error}). memfit sets it for the processes of one launch: unset {VARIABLE}."
@@ -69,6 +68,11 @@ def _handed_down(environ: Mapping[str, str]) -> Hardware | None:
     reader = _reader(environ)
     same_devices = written["pid"] != reader["pid"] or written["visible"] == reader["visible"]
     return hardware if written["asked"] == reader["asked"] and same_devices else None
+
+
+def _hardware(fields: Mapping[str, Any]) -> Hardware:
+    devices = tuple(Device(**device) for device in fields["devices"])
+    return Hardware(**{**fields, "warnings": tuple(fields["warnings"]), "devices": devices})
 
 
 def _with_counts(hardware: Hardware, node: Mapping[str, Any]) -> Hardware:

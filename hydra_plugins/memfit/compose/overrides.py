@@ -7,7 +7,6 @@ a file of defaults, and a default is requested (``memfit.pin=[section]`` pins wh
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -66,7 +65,7 @@ def _is_hardware(override: Override) -> bool:
 
 def _keys(override: Override, composed: Mapping[str, Any]) -> Iterator[str]:
     """Yield the keys whose value the override gives; nothing for a config group and for a sweep."""
-    key = re.sub(r"\[([^\]]*)\]", r".\1", override.key_or_group).strip(".")
+    key = override.key_or_group
     if override.package is not None or "/" in key or key == GROUP:
         return
     if override.is_sweep_override():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from copy import deepcopy
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -18,7 +19,7 @@ def plain(config: DictConfig, *, leave_out: frozenset[str] = frozenset()) -> dic
     Resolved leaf by leaf: an interpolation that fails (a resolver that needs the run, an unset environment variable)
     and a missing value (``???``) stay as their own text, so that only a reader who needs that key meets it.
     """
-    cache = dict(OmegaConf.get_cache(config))  # a cached resolver must not keep a value from before the run
+    cache = deepcopy(OmegaConf.get_cache(config))  # a cached resolver must not keep a value from before the run
     try:
         return {str(key): _child(config, key) for key in config if key not in leave_out}
     finally:

@@ -1,0 +1,62 @@
+"""The rule of order: what stands behind the hardware group is pinned."""
+
+from __future__ import annotations
+
+import pytest
+
+from hydra_plugins.memfit.base.errors import ConfigError
+from hydra_plugins.memfit.compose.overrides import read_order
+
+CONFIG = {"trainer": {"batch": 8, "names": ["a"], "more": {"x": 1}}, "model": {"path": "p"}, "top": 1, "name": "n"}
+
+ROWS = [
+    ("nothing behind", ["trainer.batch=8", "+hardware=h200"], {"trainer.batch"}, set()),
+    ("before and behind", ["top=1", "+hardware=auto", "trainer.batch=8"], {"top", "trainer.batch"}, {"trainer.batch"}),
+    ("with a package", ["top=1", "+hardware@_global_=auto", "name=x"], {"top", "name"}, {"name"}),
+    ("in the defaults list", ["top=1", "trainer.batch=8"], {"top", "trainer.batch"}, {"top", "trainer.batch"}),
+    ("the list's choice changed", ["top=1", "hardware=a40", "name=x"], {"top", "name"}, {"name"}),
+    ("added", ["+hardware=h200", "+trainer.new=1"], {"trainer.new"}, {"trainer.new"}),
+    ("forced", ["+hardware=h200", "++trainer.batch=2"], {"trainer.batch"}, {"trainer.batch"}),
+    ("deleted", ["+hardware=h200", "~trainer.batch"], {"trainer.batch"}, {"trainer.batch"}),
+    (
+        "a section of values",
+        ["+hardware=h200", "trainer={batch:4,more:{x:2}}"],
+        *[{"trainer.batch", "trainer.more.x"}] * 2,
+    ),
+    ("a list", ["+hardware=h200", "trainer.names=[b,c]"], {"trainer.names"}, {"trainer.names"}),
+    ("null", ["+hardware=h200", "trainer.batch=null"], {"trainer.batch"}, {"trainer.batch"}),
+    ("quoted", ["+hardware=h200", "name='x=1, y'"], {"name"}, {"name"}),
+    ("a group's file is no value", ["+hardware=h200", "model=qwen"], set(), set()),
+    ("a nested group", ["+hardware=h200", "trainer/optim=adam", "actor@trainer.more=big"], set(), set()),
+    ("two groups at once", ["+hardware=h200", "model=[a,b]"], set(), set()),
+    ("settings are no pins", ["+hardware=h200", "memfit.margin=0.1", "memfit.hardware.nodes=2"], set(), set()),
+    ("repeated on both sides", ["top=1", "+hardware=h200", "top=2"], {"top"}, {"top"}),
+]
+
+
+@pytest.mark.parametrize(("lines", "explicit", "pinned"), [row[1:] for row in ROWS], ids=[row[0] for row in ROWS])
+def test_order(lines: list[str], explicit: set[str], pinned: set[str]) -> None:
+    """Each kind of override says which keys it sets, and the place of the group which of them are pinned."""
+    order = read_order(lines, CONFIG)
+
+    assert (order.explicit, order.pinned) == (explicit, pinned)
+    assert not order.sweeps
+
+
+def test_settings_are_told_apart() -> None:
+    """What the user sets below memfit is known, wherever it stands."""
+    order = read_order(["memfit.margin=0.1", "+hardware=h200", "memfit.hardware.capacity_bytes=1"], CONFIG)
+
+    assert order.settings == {"memfit.margin", "memfit.hardware.capacity_bytes"}
+
+
+@pytest.mark.parametrize("sweep", ["trainer.batch=1,2", "+hardware=a40,h200", "top=range(1,4)", "name=glob(*)"])
+def test_a_sweep_is_no_job(sweep: str) -> None:
+    """The config from which Hydra starts a sweep is recognised by its overrides."""
+    assert read_order(["top=1", sweep], CONFIG).sweeps
+
+
+def test_the_group_stands_once() -> None:
+    """Two hardware groups are one clear error that shows both."""
+    with pytest.raises(ConfigError, match=r"twice.*\+hardware=h200 and hardware=a40"):
+        read_order(["+hardware=h200", "hardware=a40"], CONFIG)

@@ -1,0 +1,61 @@
+"""A composed config as plain values, whatever in it cannot be resolved."""
+
+from __future__ import annotations
+
+from omegaconf import OmegaConf
+
+from hydra_plugins.memfit.compose.plain import ABSENT, leaves, plain, value_at
+
+
+def test_resolves_what_can_be_resolved() -> None:
+    """Interpolations of values and of whole sections are followed."""
+    config = OmegaConf.create({"a": {"b": 4, "c": "${a.b}"}, "d": "${a}", "e": [1, "${a.c}"]})
+
+    assert plain(config) == {"a": {"b": 4, "c": 4}, "d": {"b": 4, "c": 4}, "e": [1, 4]}
+
+
+def test_keeps_the_text_of_what_cannot_be_resolved() -> None:
+    """A missing value, an unknown resolver, an unset variable, a bad key: each stays as text and harms no neighbour."""
+    raw = {
+        "missing": "???",
+        "unknown": "${no.such.resolver:1}",
+        "unset": "${oc.env:MEMFIT_TEST_SURELY_UNSET}",
+        "nowhere": "${not.there}",
+        "late": "${hydra:runtime.output_dir}",
+        "listed": ["${no.such.resolver:2}", "???", 3],
+    }
+
+    assert plain(OmegaConf.create({"a": raw, "b": 1})) == {"a": raw, "b": 1}
+
+
+def test_leaves_no_value_in_the_cache_of_a_resolver() -> None:
+    """A cached resolver is asked again after the config was read: the run's answer may be another one."""
+    answers = iter(range(100))
+    OmegaConf.register_new_resolver("memfit_test.cached", lambda: next(answers), use_cache=True, replace=True)
+    config = OmegaConf.create({"a": "${memfit_test.cached:}"})
+
+    assert plain(config)["a"] == 0
+    assert config.a == 1
+    assert config.a == 1
+
+
+def test_leaves_out_what_it_is_told_to() -> None:
+    """Top-level keys that are left out are not even resolved."""
+    assert plain(OmegaConf.create({"hydra": {"a": "${b"[:1]}, "b": 1}), leave_out=frozenset({"hydra"})) == {"b": 1}
+
+
+def test_value_at() -> None:
+    """Dotted keys reach into sections and lists; None is a value, and absence is not None."""
+    config = {"a": {"b": None, "c": [{"d": 5}]}}
+
+    assert value_at(config, "a.b") is None
+    assert value_at(config, "a.c.0.d") == 5
+    assert value_at(config, "a.c.1.d") is ABSENT
+    assert value_at(config, "a.x") is ABSENT
+    assert value_at(config, "a.b.c") is ABSENT
+
+
+def test_leaves() -> None:
+    """An empty section is a leaf, and a list is one value."""
+    assert list(leaves({"a": {"b": 1, "c": {}}, "d": [1]})) == ["a.b", "a.c", "d"]
+    assert list(leaves(3, "x.y")) == ["x.y"]
