@@ -16,7 +16,7 @@ DEFAULTS = {"data": {"train_batch_size": 1024, "files": ["a"]}, "trainer": {"nno
 def applied(*words: str) -> Any:
     """Return ``DEFAULTS`` after ``words``."""
     config = OmegaConf.create(DEFAULTS)
-    apply(config, read_line(words).values, lambda key: key == "trainer.in_a_dataclass")
+    apply(config, read_line(words).values, lambda key: "" if key == "trainer.in_a_dataclass" else f"no key {key}.")
     return OmegaConf.to_container(config)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,15 +99,23 @@ def _file(group: str, name: str) -> dict[str, Any]:
 
 
 def _adapter(node: Mapping[str, Any], own: Mapping[str, Any], line: Line) -> Adapter:
-    name = node.get("framework")
-    if isinstance(name, str):
-        return registry.adapter(name)
+    """Return the framework that is named, else the one whose keys these are; raises `ConfigError`."""
+    if isinstance(node.get("framework"), str):
+        return registry.adapter(node["framework"])
     asked = OmegaConf.create(dict(own))
-    apply(asked, line.values)
+    apply(asked, [override for override in line.values if not override.is_delete()])
+    content = plain(asked)
     try:
-        return registry.recognise(plain(asked))
-    except ConfigError as error:
-        raise ConfigError(f"{error} Here: --framework NAME.") from None
+        return registry.recognise(content)
+    except ConfigError as error:  # a few words hold less than a composed config: whose sections are they?
+        owners = [a for a in map(registry.adapter, registry.names()) if _has_sections(a, content)]
+        if len(owners) == 1:
+            return owners[0]
+        raise ConfigError(f"{error} On the console: --framework NAME.") from None
+
+
+def _has_sections(adapter: Adapter, content: Mapping[str, Any]) -> bool:
+    return bool(content) and set(content) <= set(adapter.defaults(adapter.versions[-1]))
 
 
 def _version(adapter: Adapter, asked: Any) -> str:
@@ -126,8 +134,24 @@ def _composed(adapter: Adapter, version: str, own: Mapping[str, Any], line: Line
     except (OmegaConfBaseException, ValueError, TypeError) as error:
         raise ConfigError(f"--config cannot be merged into the defaults of {adapter.name}: {error}") from None
     assert isinstance(config, DictConfig)
-    apply(config, line.values, getattr(adapter, "known", None))
+    apply(config, line.values, _refusal(adapter, version))
     return plain(config)
+
+
+def _refusal(adapter: Adapter, version: str) -> Callable[[str], str] | None:
+    """Return what says why a key is none of the framework's; ``None`` where the adapter cannot tell (`versions_with`)."""
+    versions_with = getattr(adapter, "versions_with", None)
+    if versions_with is None:
+        return None
+
+    def refusal(key: str) -> str:
+        versions = versions_with(key)
+        if version in versions:
+            return ""
+        others = f" It is a key of {adapter.name} {', '.join(versions)}." if versions else ""
+        return f"{adapter.name} {version} has no key {key}.{others}"
+
+    return refusal
 
 
 def _order(words: list[str], config: Mapping[str, Any], own: Mapping[str, Any], line: Line) -> Order:

@@ -54,17 +54,17 @@ def read_line(words: Sequence[str]) -> Line:
     return Line(values=tuple(values), settings=tuple(settings), groups=groups)
 
 
-def apply(config: DictConfig, overrides: Sequence[Override], known: Callable[[str], bool] | None = None) -> None:
+def apply(config: DictConfig, overrides: Sequence[Override], refusal: Callable[[str], str] | None = None) -> None:
     """Set ``overrides`` in ``config``, in their order.
 
-    ``known`` says whether the framework has a key that is not in ``config``; without it every key is accepted. Raises
-    `ConfigError` where Hydra would refuse: a new key without ``+``, a deletion of what is not there, a value that the
-    section cannot hold.
+    ``refusal`` says why the framework has no key that is not in ``config`` (an empty text: it has it); without it every
+    key is accepted. Raises `ConfigError` where Hydra would refuse: a new key without ``+``, a deletion of what is not
+    there, a value that the section cannot hold.
     """
     for override in overrides:
         key = override.key_or_group
         if override.type in (OverrideType.CHANGE, OverrideType.DEL):
-            _refuse_unknown(config, override, known)
+            _refuse_unknown(config, override, refusal)
         try:
             if override.type == OverrideType.DEL:
                 _delete(config, key)
@@ -90,16 +90,21 @@ def _choose(groups: dict[str, str], override: Override) -> None:
         raise ConfigError(f"{group} is chosen twice, {groups[group]} and {name}. Keep one of them.")
 
 
-def _refuse_unknown(config: DictConfig, override: Override, known: Callable[[str], bool] | None) -> None:
+def _refuse_unknown(config: DictConfig, override: Override, refusal: Callable[[str], str] | None) -> None:
     key = override.key_or_group
     content = cast("dict[str, Any]", OmegaConf.to_container(config, resolve=False))
     if value_at(content, key) is not ABSENT:
         return
-    if override.type == OverrideType.DEL or (known is not None and not known(key)):
-        close = difflib.get_close_matches(key, leaves(content), n=1, cutoff=0.6)
-        guess = f" Did you mean {close[0]}?" if close else ""
-        add = "" if override.type == OverrideType.DEL else f" To add it all the same: +{override.input_line}"
-        raise ConfigError(f"the config has no key {key}.{guess}{add}")
+    if override.type == OverrideType.DEL:
+        raise ConfigError(f"{override.input_line}: the config has no key {key}.{_guess(key, content)}")
+    reason = refusal(key) if refusal else ""
+    if reason:
+        raise ConfigError(f"{reason}{_guess(key, content)} To add it all the same: +{override.input_line}")
+
+
+def _guess(key: str, content: Mapping[str, Any]) -> str:
+    close = difflib.get_close_matches(key, leaves(content), n=1, cutoff=0.8)
+    return f" Did you mean {close[0]}?" if close else ""
 
 
 def _delete(config: DictConfig, key: str) -> None:
