@@ -85,7 +85,11 @@ class _Watch:
         """Return the newest complete assignment."""
         for path in sorted(self.folder.glob("*buffer-assignment.txt"), key=lambda p: p.stat().st_mtime_ns):
             stat = path.stat()
-            if "jit_" in path.name and time.time() - stat.st_mtime > _QUIET_S and (path.name, stat.st_size) not in self.seen:
+            if (
+                "jit_" in path.name
+                and time.time() - stat.st_mtime > _QUIET_S
+                and (path.name, stat.st_size) not in self.seen
+            ):
                 with path.open() as lines:
                     self.seen[path.name, stat.st_size] = assignment.read(lines)
         return self.latest
@@ -106,7 +110,9 @@ class _Watch:
         return found is not None and found.used_bytes + OVERLAY_BYTES <= self.program.slice.capacity_bytes
 
 
-def ask(program: Program, *, timeout_s: float = 1800, max_rss_bytes: int = 12 << 30, progress: Progress = lambda _: None) -> Verdict:
+def ask(
+    program: Program, *, timeout_s: float = 1800, max_rss_bytes: int = 12 << 30, progress: Progress = lambda _: None
+) -> Verdict:
     """Compile ``program`` in a child process and return the verdict.
 
     Raises `CompilerMissing`, or `CompileFailed` when the child crashes, runs longer than ``timeout_s`` or holds more
@@ -154,7 +160,9 @@ def _wait(watch: _Watch, deadline: float, max_rss_bytes: int, progress: Progress
         if now > deadline:
             raise CompileFailed(f"the TPU compile gave no verdict in {round(now - began)} s; the closed form stands")
         if (held := _rss_bytes(watch.process.pid)) > max_rss_bytes:
-            raise CompileFailed(f"the TPU compile took {gib(held)} of host memory and was ended; the closed form stands")
+            raise CompileFailed(
+                f"the TPU compile took {gib(held)} of host memory and was ended; the closed form stands"
+            )
         progress(_stage(watch, now - began))
         time.sleep(_POLL_S)
 
@@ -185,7 +193,7 @@ def _verdict(watch: _Watch, output: str, compiler: str, seconds: int) -> Verdict
     common = {"natural_bytes": natural, "compiler": compiler, "seconds": seconds}
     if failed:
         return _refused(failed.group(1), watch.first, capacity, common)
-    if stats := re.search(r"^STATS (.*)$", output, re.M):
+    if latest is None and (stats := re.search(r"^STATS (.*)$", output, re.M)):
         latest = _from_stats(json.loads(stats.group(1)))
     if latest is None:
         raise CompileFailed(f"the TPU compile ended without a verdict: {output.strip()[-400:] or 'no output'}")

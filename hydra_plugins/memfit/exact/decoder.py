@@ -94,7 +94,9 @@ class Decoder:
         q = _rotate(q.astype(jnp.float32), turn).astype(jnp.bfloat16)
         k = _rotate(k, turn).astype(jnp.bfloat16)
         if cache is not None:
-            k, v = (jax.lax.dynamic_update_slice(cache[n], x, (0, 0, cache["end"][0], 0)) for n, x in (("k", k), ("v", v)))
+            k, v = (
+                jax.lax.dynamic_update_slice(cache[n], x, (0, 0, cache["end"][0], 0)) for n, x in (("k", k), ("v", v))
+            )
             cache = {"k": k, "v": v, "end": cache["end"] + h.shape[1]}
         out = self._weigh(q, self._repeat(k), self._repeat(v), visible)
         batch, _, length, _ = out.shape
@@ -106,7 +108,9 @@ class Decoder:
             run = jax.shard_map(_splash, mesh=self.mesh, in_specs=(_HEADS,) * 3, out_specs=_HEADS, check_vma=False)
             return run(scaled, k, v).astype(jnp.bfloat16)
         scores = jnp.einsum("bhqd,bhkd->bhqk", scaled.astype(jnp.float32), k.astype(jnp.float32)) + visible
-        return jnp.einsum("bhqk,bhkd->bhqd", jax.nn.softmax(scores, axis=-1), v.astype(jnp.float32)).astype(jnp.bfloat16)
+        return jnp.einsum("bhqk,bhkd->bhqd", jax.nn.softmax(scores, axis=-1), v.astype(jnp.float32)).astype(
+            jnp.bfloat16
+        )
 
     def _split(self, x: Any) -> Any:
         batch, length, _ = x.shape

@@ -93,7 +93,9 @@ def _training_step(decoder: Decoder, program: Program) -> Any:
             return _apply(state, grads, program.optimizer), metrics
         held = jax.tree.map(jnp.add, state["accumulated"], grads)
         state = {**state, "accumulated": held, "micro_step": state["micro_step"] + 1}
-        return jax.lax.cond(state["micro_step"] >= 4, lambda s: _flush(s, program.optimizer), lambda s: s, state), metrics
+        return jax.lax.cond(
+            state["micro_step"] >= 4, lambda s: _flush(s, program.optimizer), lambda s: s, state
+        ), metrics
 
     return step
 
@@ -191,4 +193,6 @@ def _lower_decode(program: Program, decoder: Decoder, params: Any, mesh: Mesh) -
         return cache, jnp.argmax(logits[:, -1], axis=-1)
 
     one = row(jnp.int32, 1)
-    return jax.jit(decode, donate_argnums=0).lower(_cache(program, row, length), params, one, one, row(jnp.int32, length))
+    return jax.jit(decode, donate_argnums=0).lower(
+        _cache(program, row, length), params, one, one, row(jnp.int32, length)
+    )

@@ -11,6 +11,8 @@ from hydra_plugins.memfit.frameworks.adapter import Adapter
 
 _ADAPTERS = {
     "verl": "hydra_plugins.memfit.frameworks.verl.adapter:VerlAdapter",
+    "mllm-jax": "hydra_plugins.memfit.frameworks.mllm_jax.adapter:MllmJaxAdapter",
+    "jax": "hydra_plugins.memfit.frameworks.jax_generic.adapter:JaxAdapter",
 }
 
 

@@ -1,0 +1,52 @@
+"""The compiler's verdicts, remembered: a program and the versions of its compiler have one verdict for ever."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+from hydra_plugins.memfit.exact import compiler
+from hydra_plugins.memfit.exact.compiler import Progress, Verdict
+from hydra_plugins.memfit.exact.spec import Program
+
+VARIABLE = "MEMFIT_TPU_CACHE"
+
+
+def folder(environ: Mapping[str, str]) -> Path:
+    """Return where verdicts are kept: ``$MEMFIT_TPU_CACHE``, else ``$XDG_CACHE_HOME/memfit/tpu``, else ``~/.cache/memfit/tpu``."""
+    if environ.get(VARIABLE):
+        return Path(environ[VARIABLE])
+    return Path(environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "memfit" / "tpu"
+
+
+def ask(program: Program, *, environ: Mapping[str, str], progress: Progress = lambda _: None) -> Verdict:
+    """Return the verdict, from the cache when this compiler gave it before; raises as `compiler.ask` does."""
+    path = folder(environ) / f"{program.digest(compiler.versions())}.json"
+    known = _load(path)
+    if known is None:
+        known = compiler.ask(program, progress=progress)
+        _store(path, program, known)
+    return known
+
+
+def _load(path: Path) -> Verdict | None:
+    try:
+        return Verdict(**json.loads(path.read_text())["verdict"])
+    except (OSError, ValueError, KeyError, TypeError):  # absent, or of another version of memfit: ask again
+        return None
+
+
+def _store(path: Path, program: Program, verdict: Verdict) -> None:
+    """Write whole or not at all: several processes of one launch may ask at the same time."""
+    text = json.dumps({"program": asdict(program), "verdict": asdict(verdict)}, indent=1)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".part", delete=False) as part:
+            part.write(text)
+        os.replace(part.name, path)
+    except OSError:  # a read-only home costs the next launch its minutes, and nothing else
+        return
