@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from support.verl_launch import seed, words
 
 from hydra_plugins.memfit.cli.main import main
 from hydra_plugins.memfit.frameworks.verl import defaults
+from support.verl_launch import seed, words
 
 GIB = 1 << 30
 OFFLOADS = (
