@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -52,6 +52,7 @@ def read_question(args: argparse.Namespace) -> Question:
     order = _order(args.overrides, config, own, line)
     launch = Launch(config=config, node=node, order=order, gpus_per_node=args.gpus, nodes=args.nodes)
     problem, pinned = launch.problem()
+    problem = replace(problem, warnings=(*problem.warnings, *_unread(adapter, node["framework_version"], own)))
     absent = frozenset(knob.key for knob in problem.knobs if value_at(config, knob.key) is ABSENT)
     return Question(problem=problem, pinned=pinned, absent=absent)
 
@@ -139,7 +140,7 @@ def _composed(adapter: Adapter, version: str, own: Mapping[str, Any], line: Line
 
 
 def _refusal(adapter: Adapter, version: str) -> Callable[[str], str] | None:
-    """Return what says why a key is none of the framework's; ``None`` where the adapter cannot tell (`versions_with`)."""
+    """Return what says why the framework lacks a key; ``None`` where the adapter cannot tell (`versions_with`)."""
     versions_with = getattr(adapter, "versions_with", None)
     if versions_with is None:
         return None
@@ -152,6 +153,14 @@ def _refusal(adapter: Adapter, version: str) -> Callable[[str], str] | None:
         return f"{adapter.name} {version} has no key {key}.{others}"
 
     return refusal
+
+
+def _unread(adapter: Adapter, version: str, own: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return a warning about keys of the file that the framework does not have: a file may hold more."""
+    refusal = _refusal(adapter, version)
+    keys = [key for key in leaves(own) if key and refusal is not None and refusal(key)]
+    more = f" and {len(keys) - 5} more" if len(keys) > 5 else ""
+    return (f"{adapter.name} {version} has no key {', '.join(keys[:5])}{more} (in --config).",) if keys else ()
 
 
 def _order(words: list[str], config: Mapping[str, Any], own: Mapping[str, Any], line: Line) -> Order:

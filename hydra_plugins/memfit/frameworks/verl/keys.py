@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 from hydra_plugins.memfit.frameworks.verl import defaults
 from hydra_plugins.memfit.frameworks.view import View
 
@@ -16,13 +18,18 @@ def known(version: str, key: str) -> bool:
     parts = key.split(".")
     if parts[0] in _OTHER_SECTIONS or not _WITHOUT_BYTES.isdisjoint(parts):
         return True
-    return any(
-        View(defaults.load(version, trainer=trainer)).has(key)
-        or key in defaults.dataclass_only(version, trainer=trainer)
-        for trainer in defaults.TRAINERS
-    )
+    return any(view.has(key) or key in fields for view, fields in _configs(version))
 
 
 def versions_with(key: str) -> tuple[str, ...]:
     """Return the versions that have ``key``, oldest first."""
     return tuple(version for version in defaults.VERSIONS if known(version, key))
+
+
+@cache
+def _configs(version: str) -> tuple[tuple[View, frozenset[str]], ...]:
+    """Return yaml and dataclass fields of each training backend."""
+    return tuple(
+        (View(defaults.load(version, trainer=trainer)), frozenset(defaults.dataclass_only(version, trainer=trainer)))
+        for trainer in defaults.TRAINERS
+    )
