@@ -12,16 +12,20 @@ from hydra_plugins.memfit.cli.options import add_launch_options
 def add_parser(subparsers: Any) -> None:
     """Add the command to the parser of ``memfit``."""
     says = "Judge a launch as it is asked for; nothing is changed."
-    add_launch_options(subparsers.add_parser("check", help=says, description=says, allow_abbrev=False))
+    parser = subparsers.add_parser("check", help=says, description=says, allow_abbrev=False)
+    add_launch_options(parser)
+    parser.add_argument(
+        "--compile", action="store_true", help="TPU: settle it with the compiler itself (minutes; memfit[tpu])"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the prediction; return 0 when it fits, 3 when not, 2 when it would die for another reason than its size."""
-    from hydra_plugins.memfit.cli.launch import read_question
+    from hydra_plugins.memfit.cli.launch import read_launch
     from hydra_plugins.memfit.cli.output import show
     from hydra_plugins.memfit.planning.search import check
 
-    plan = check(read_question(args).problem)
+    plan = check(read_launch(args).problem)
     show(plan, as_json=args.json)
     if plan.problem.blockers and plan.problem.settings.strict:
         print(*(f"memfit: {reason}" for reason in plan.problem.blockers), sep="\n", file=sys.stderr)

@@ -40,7 +40,7 @@ class Question:
     """Keys of knobs that the framework's yaml does not have: on its command line they need ``++``."""
 
 
-def read_question(args: argparse.Namespace) -> Question:
+def read_launch(args: argparse.Namespace) -> Question:
     """Return what the options of `add_launch_options` ask; raises `MemfitError` for what is wrong in them."""
     line = read_line(args.overrides)
     given = read_config_file(args.config) if args.config else {}

@@ -14,7 +14,7 @@ exit status: 0 it fits, 3 it does not fit, 2 the input is wrong
 
 
 def add_launch_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of one launch to ``parser``; `hydra_plugins.memfit.cli.launch.read_question` reads them."""
+    """Add the options of one launch to ``parser``; `hydra_plugins.memfit.cli.launch.read_launch` reads them."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = OVERRIDES_HELP
     parser.usage = f"{parser.prog} [options] [key=value ...]"

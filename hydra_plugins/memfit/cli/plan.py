@@ -18,12 +18,12 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the plan and its changes as overrides; return 0 when it fits, 3 when nothing does."""
     from hydra_plugins.memfit.base.errors import NoPlanFits
-    from hydra_plugins.memfit.cli.launch import read_question
+    from hydra_plugins.memfit.cli.launch import read_launch
     from hydra_plugins.memfit.cli.output import show, show_refusal
     from hydra_plugins.memfit.planning.search import make_plan
     from hydra_plugins.memfit.report.overrides import overrides
 
-    question = read_question(args)
+    question = read_launch(args)
     try:
         plan = make_plan(question.problem, pinned=question.pinned)
     except NoPlanFits as error:
