@@ -19,7 +19,7 @@ RESERVED_AT_LEAST_BYTES = 600 * MIB
 RESERVED_PER_MILLE = 15
 """Assumed reserved where the driver does not say: the larger of the two covers every total in ``conf/hardware``."""
 SAME_BOARD_PER_MILLE = 25
-"""Drivers move the capacity of a board by up to 2 % (A10G, 22.49 to 22.06 GiB); ECC or other memory, by 6 % and more."""
+"""Drivers move the capacity of a board by up to 2 % (A10G, 22.49 to 22.06 GiB); ECC or other memory, by 6 % or more."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

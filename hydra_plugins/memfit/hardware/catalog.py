@@ -50,6 +50,8 @@ class Facts:
     """Smallest and largest capacity that processes printed, over drivers."""
     nvml_total_bytes: int | None
     """The driver's own total, where a reading is known."""
+    capacity_kind: str
+    """How well the capacity is known: ``measured``, ``observed``, ``derived`` or ``assumed``."""
 
 
 @cache
@@ -76,6 +78,7 @@ def facts(name: str) -> Facts:
         nvml_names=tuple(node.get("nvml_names") or ()),
         capacity_range_bytes=(low, high),
         nvml_total_bytes=node.get("nvml_total_bytes"),
+        capacity_kind=node["sources"]["capacity_bytes"]["kind"],
     )
 
 

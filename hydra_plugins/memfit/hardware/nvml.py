@@ -1,8 +1,9 @@
 """Detection of NVIDIA GPUs through nvidia-ml-py, without a CUDA context.
 
-NVML runs in a short-lived process of its own. A call into a broken driver can hang or crash, and a thread that is stuck
-in C can neither be stopped nor left behind safely: the launch would wait for it at exit, or die with it. A process can be
-killed, and where even that has to wait for the kernel, it is abandoned. It costs one bare interpreter start.
+NVML runs in a short-lived process of its own. A call into a broken driver can hang or crash, and a thread that is
+stuck in C can neither be stopped nor left behind safely: the launch would wait for it at exit, or die with it. A
+process can be killed, and where even that has to wait for the kernel, it is abandoned. It costs one bare interpreter
+start.
 """
 
 from __future__ import annotations

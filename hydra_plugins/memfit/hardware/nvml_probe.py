@@ -145,7 +145,7 @@ def probe(load: Callable[[], Any], pid: int) -> dict[str, Any]:
 
 
 def _bindings() -> Any:
-    import pynvml  # type: ignore[import-untyped]
+    import pynvml
 
     return pynvml
 

@@ -40,7 +40,7 @@ def describe(hardware: Hardware) -> dict[str, Any]:
 
 def _from_variable(answer: str) -> Hardware:
     if answer == catalog.AUTO:
-        raise ConfigError(f"{VARIABLE}=auto says nothing: name the accelerator that auto stands for, e.g. {VARIABLE}=h100.")
+        raise ConfigError(f"{VARIABLE}=auto says nothing: name what auto stands for, e.g. {VARIABLE}=h100.")
     try:
         found = catalog.load(answer)
     except UnknownName as error:
@@ -79,5 +79,5 @@ def _tpu(environ: Mapping[str, str], root: Path) -> Hardware | None:
         if error.name != TPU_MODULE:
             raise
         return None
-    found: Hardware | None = module.detect(environ)
+    found: Hardware | None = module.detect(environ, root=root)
     return found
