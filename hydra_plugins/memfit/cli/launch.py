@@ -90,9 +90,10 @@ def _facts(group: str, name: str | None, own: Any) -> Any:
 
 def _file(group: str, name: str) -> dict[str, Any]:
     """Return the facts in ``conf/<group>/<name>.yaml``; raises `UnknownName`."""
-    path = conf_dir() / group / f"{name}.yaml"
+    folder = conf_dir() / group
+    path = folder / f"{name}.yaml"
     if not re.fullmatch(r"[\w.-]+", name) or not path.is_file():
-        known = {file.stem for file in path.parent.glob("*.yaml")}
+        known = {file.stem for file in folder.glob("*.yaml")}
         raise UnknownName(group, name, known, f"Or give its facts one by one: memfit.{group}.KEY=VALUE.")
     content = plain(DictConfig(OmegaConf.load(path)))
     facts = value_at(content, f"memfit.{group}")
