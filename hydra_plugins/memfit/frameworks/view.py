@@ -64,7 +64,9 @@ class View:
         if isinstance(value, bool) or not isinstance(value, int):
             raise ConfigError(f"{key}={value!r} is not a whole number. Write e.g. {key}={max(1, minimum)}.")
         if value < minimum:
-            raise ConfigError(f"{key}={value} is below {minimum}, the smallest valid value. Write e.g. {key}={minimum}.")
+            raise ConfigError(
+                f"{key}={value} is below {minimum}, the smallest valid value. Write e.g. {key}={minimum}."
+            )
         return value
 
     def number(self, key: str, default: float, *, low: float, high: float) -> float:

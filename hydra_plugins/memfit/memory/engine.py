@@ -75,10 +75,10 @@ def workspace_bytes(e: Engine) -> int:
     """
     Return the peak of the engine's forward pass in its profile run.
 
-        M = t · (4h + 6 · max(m, q)/TP) + 3 · 4 · min(s, t) · V      (t tokens of a batch, s sequences)
+        M = t · (4h + 6 · max(m, q)/TP) + c · 4 · min(s, t) · V      (t tokens of a batch, s sequences)
 
-    The sampler holds three fp32 copies of the last position's logits (raw, processed, log-softmax); they are gathered
-    over the tensor-parallel ranks.
+    The sampler holds c = 3 fp32 copies of the last position's logits (raw, processed, log-softmax), two before vLLM 0.11;
+    they are gathered over the tensor-parallel ranks.
     """
     model, tokens = e.model, e.max_num_batched_tokens
     if model.num_experts:
@@ -87,7 +87,8 @@ def workspace_bytes(e: Engine) -> int:
     else:
         wide = max(model.intermediate_size, model.num_attention_heads * model.head_dim)
     body = tokens * (4 * model.hidden_size + ceil_div(6 * wide, e.tensor_parallel))
-    return body + 12 * min(e.max_num_seqs, tokens) * model.vocab_size
+    copies = 2 if e.share_of == "device" else 3
+    return body + copies * 4 * min(e.max_num_seqs, tokens) * model.vocab_size
 
 
 def graph_bytes(e: Engine) -> int:
@@ -152,7 +153,9 @@ def pool(e: Engine, *, capacity: int, trainer_at_launch: int) -> Pool:
     """Return how the engine's fraction divides ``capacity``, given what the trainer holds when the engine starts."""
     weights, workspace, graphs, context = weight_bytes(e), workspace_bytes(e), graph_bytes(e), context_bytes(e)
     if e.share_of == "free":
-        return Pool(base=max(0, capacity - trainer_at_launch - context), inside=weights, outside=workspace + graphs + context)
+        return Pool(
+            base=max(0, capacity - trainer_at_launch - context), inside=weights, outside=workspace + graphs + context
+        )
     if e.share_of == "device":
         return Pool(base=capacity, inside=trainer_at_launch + weights + workspace + context, outside=graphs)
     if e.share_of == "own":

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from hydra_plugins.memfit.base.units import ceil_div
 from hydra_plugins.memfit.memory.activations import (
     Widths,
-    body_saved_bytes,
     checkpoint_bytes,
     layer_backward_bytes,
     layer_forward_bytes,

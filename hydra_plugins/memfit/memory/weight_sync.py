@@ -10,9 +10,22 @@ from hydra_plugins.memfit.memory.breakdown import MemoryBreakdown
 from hydra_plugins.memfit.memory.fsdp import Sharding
 
 
-def sync_moments(
-    s: Sharding, *, parameters: int, master_bytes: int, bucket_bytes: int, whole_model: bool = False
+def adapter_moments(
+    s: Sharding, *, parameters: int, adapters: int, master_bytes: int, bucket_bytes: int, layered: bool
 ) -> tuple[MemoryBreakdown, ...]:
+    """
+    Return the same for LoRA, where the engine has loaded the base model itself and only adapters travel.
+
+    ``layered``: one decoder layer is gathered at a time, in the master dtype; otherwise FSDP gathers the whole base model
+    on every rank to reach the adapters. A single rank has nothing to gather.
+
+    Source: verl utils/fsdp_utils.py (collect_lora_params, layered_summon_lora_params).
+    """
+    gathered = 0 if s.single else master_bytes * (s.layer if layered else parameters)
+    return (MemoryBreakdown(communication_buffers=gathered + master_bytes * adapters + bucket_bytes),)
+
+
+def sync_moments(s: Sharding, *, parameters: int, master_bytes: int, bucket_bytes: int) -> tuple[MemoryBreakdown, ...]:
     """
     Return what the sender holds beside its resident state, at the two points where it can peak.
 
@@ -20,13 +33,10 @@ def sync_moments(
     meanwhile) and every shard is cloned, b·P/N until the end. A single rank references its parameters instead. FSDP2
     keeps references and gathers one parameter at a time, the largest being the vocabulary matrix.
     While sending there is a bucket on the trainer's side; a tensor above the bucket goes as it is.
-    ``whole_model``: LoRA without layered_summon gathers the whole base model on every rank.
 
     Source: verl workers/engine/fsdp/transformer_impl.py (get_per_tensor_param), bucketed_weight_transfer.py.
     """
     largest = master_bytes * s.embedding
-    if whole_model:
-        return (MemoryBreakdown(communication_buffers=master_bytes * parameters + bucket_bytes),)
     if s.version == 2 or s.single:
         gathered = 0 if s.single else 2 * largest
         return (MemoryBreakdown(communication_buffers=gathered + bucket_bytes),)

@@ -24,14 +24,18 @@ MOMENTS = {"sgd": 0, "lion": 1, "adamw": 2}
 REMAT = ("dots_with_no_batch_dims", "nothing_saveable", "layer")
 """What the backward pass finds saved: every projection output, nothing, or the input of each layer."""
 
-VOCABULARY_COPIES = 3
-"""bf16 arrays of (T, V) alive when the backward pass starts: logits, softmax for the entropy, the gradient of one."""
 SAVED_FEED_FORWARD, SAVED_HIDDEN = 2, 2
-"""Projection outputs that ``dots_with_no_batch_dims`` saves, a layer and a token: gate and up; o and down (q, k, v beside them)."""
+"""Outputs that ``dots_with_no_batch_dims`` saves, a layer and a token: gate and up; o and down (q, k, v beside them)."""
 RECOMPUTED_FEED_FORWARD, RECOMPUTED_HIDDEN = 1, 3
-"""Recomputed with the trunk, all layers at once: silu(gate)·up; two norms and the residual (the attention output beside them)."""
-HEAP_SHARE = 0.02
-"""What the compiler's heap loses between arrays, as a share of the temporaries."""
+"""Recomputed with the trunk, all layers at once: silu(gate)·up; two norms and the residual (attention output beside)."""
+KERNEL = 128
+"""The attention kernel's block: other head sizes or lengths make an fp32 score matrix, recomputed in all layers at once."""
+PREFETCHED_COPIES = 2
+"""Copies of the device's own shards, cast to bf16, that the compiler keeps for its overlapped collectives."""
+PREFETCHES_FROM = 8
+"""Shards from which on it does so: seen on 8 devices (v4-16, v6e-8), never on 4 (v4-8)."""
+VOCABULARY_HOLE = 0.6
+"""Share of one (T, V) array that the heap cannot use again once the logits are gone."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,27 +84,36 @@ def state(step: XlaStep) -> MemoryBreakdown:
 
 
 def train_step(step: XlaStep) -> MemoryBreakdown:
-    """Return the peak of one device: the state, and the larger of the backward pass's start and the optimizer's moment."""
-    moments = (_backward(step), _gradients(step))
-    temporary = max(moments, key=lambda m: m.total_bytes)
-    lost = MemoryBreakdown(fragmentation=int(temporary.total_bytes * HEAP_SHARE))
-    return state(step) + temporary + lost
+    """Return the peak of one device: the state, and the larger of the two moments that decide."""
+    return state(step) + max((_backward(step), _gradients(step)), key=lambda moment: moment.total_bytes)
 
 
 def _backward(step: XlaStep) -> MemoryBreakdown:
     """
     Return what is alive when the trunk has been recomputed for its backward pass.
 
-        activations = T · 2 · N · (3·F + 5·D + Q + 2·K)      dots_with_no_batch_dims
-        logits      = T · 2 · 3 · V
-        gathered    = 2 · P / S                              this device's shards, cast to bf16
+        activations   = T · 2 · N · (3·F + 5·D + Q + 2·K)      dots_with_no_batch_dims
+        logits        = T · 2 · V
+        fragmentation = 0.6 · T · 2 · V
+        gathered      = 2 · 2 · P / S                          from 8 shards on
     """
     positions = step.sequences * step.tokens
+    logits = positions * BF16 * step.model.vocab_size
+    copies = PREFETCHED_COPIES if step.shards >= PREFETCHES_FROM else 0
     return MemoryBreakdown(
-        activations=positions * BF16 * _widths(step),
-        logits=positions * BF16 * VOCABULARY_COPIES * step.model.vocab_size,
-        communication_buffers=ceil_div(step.parameters * BF16, step.shards),
+        activations=positions * BF16 * _widths(step) + _score_bytes(step),
+        logits=logits,
+        communication_buffers=copies * ceil_div(step.parameters * BF16, step.shards),
+        fragmentation=int(logits * VOCABULARY_HOLE),
     )
+
+
+def _score_bytes(step: XlaStep) -> int:
+    """Return the fp32 attention scores of all layers, where the attention kernel cannot run: 4 · N · b · H · L²."""
+    if step.model.head_dim % KERNEL == 0 and step.tokens % KERNEL == 0:
+        return 0
+    square = step.sequences * step.model.num_attention_heads * step.tokens**2
+    return FP32 * square * (1 if step.remat == "layer" else step.model.num_hidden_layers)
 
 
 def _widths(step: XlaStep) -> int:

@@ -11,9 +11,9 @@ step is the first whose numbers hold for all later ones: this is the step that i
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from hydra_plugins.memfit.base.units import ceil_div, gib
+from hydra_plugins.memfit.base.units import MIB, ceil_div, gib
 from hydra_plugins.memfit.memory import engine as engines
 from hydra_plugins.memfit.memory.activations import Widths
 from hydra_plugins.memfit.memory.breakdown import (
@@ -34,8 +34,14 @@ from hydra_plugins.memfit.memory.overheads import (
 )
 from hydra_plugins.memfit.memory.states import adam_state_bytes, adam_step_temporary_bytes, sharded_bytes
 from hydra_plugins.memfit.memory.trainer import Pass, forward_moments, peak, update_moments
-from hydra_plugins.memfit.memory.weight_sync import sync_moments
+from hydra_plugins.memfit.memory.weight_sync import adapter_moments, sync_moments
 from hydra_plugins.memfit.model.spec import ModelSpec
+
+_SMALLEST_MARGIN = 0.01
+"""Share of the capacity that stays free beside an engine's share: contexts and communicators are not known better."""
+
+_UNCERTAIN_KV_BYTES = 256 * MIB
+"""A share that the user asked for is refused only when it is short by more than the engine's workspace is known."""
 
 _FRACTION_STEP = 0.01
 """A solved fraction is rounded down to this: verl's own scripts use steps of 0.05 and 0.1."""
@@ -184,6 +190,8 @@ class ColocatedRun:
     capacity_bytes: int
     budget_bytes: int
     """Capacity less the margin and less what others hold."""
+    held_bytes: int = 0
+    """Held by other processes; inside ``capacity_bytes``, outside ``budget_bytes``."""
     host_budget_bytes: int
     """0 where the host's memory is not known."""
     world_size: int
@@ -200,7 +208,8 @@ class ColocatedRun:
     """LoRA: the reference is the actor with its adapters switched off."""
     bucket_bytes: int = 0
     """Buffer of the weight transfer on the trainer's side."""
-    gathers_whole_model: bool = False
+    adapters_layered: bool = False
+    """LoRA: adapters are collected layer by layer (layered_summon)."""
     sync_over_reserved: bool = False
     """The cache of the update is not emptied before the engine maps its weights (verl 0.7.1 engine path and 0.8.0)."""
     expandable_segments: bool = False
@@ -308,7 +317,8 @@ def _floor_fraction(value: float) -> float:
 
 
 def _kv_shortfall(engine: Engine, kv: int, need: int) -> Shortfall | None:
-    if kv >= need:
+    uncertain = _UNCERTAIN_KV_BYTES if engine.fraction is not None else 0
+    if kv >= need - uncertain:
         return None
     return Shortfall(
         phase="launch",
@@ -331,13 +341,26 @@ def _phase(
     return PhaseEstimate(name=name, trainer=trainer, engine=engine, budget_bytes=run.budget_bytes)
 
 
+def _awake_phase(
+    run: ColocatedRun, name: str, trainer: MemoryBreakdown, engine: MemoryBreakdown, solution: _Solution
+) -> PhaseEstimate:
+    """A phase with the engine awake: its share is a fact, not a prediction, so the margin is kept on the rest alone."""
+    phase = _phase(run, name, trainer, engine)
+    if solution.solved:
+        return phase
+    margin = max(0, run.capacity_bytes - run.held_bytes - run.budget_bytes)
+    needed = max(int(margin * (1 - solution.fraction)), int(_SMALLEST_MARGIN * run.capacity_bytes))
+    budget = run.capacity_bytes - run.held_bytes - min(margin, needed)
+    return replace(phase, budget_bytes=budget)
+
+
 def _engine_phases(run: ColocatedRun, solution: _Solution | None) -> list[PhaseEstimate]:
     if run.engine is None or solution is None:
         return []
     awake = engines.awake(run.engine, kv=solution.kv)
     return [
-        _phase(run, "launch", _at_launch(run), awake),
-        _phase(run, "rollout", _resting(run), awake + _reward_asleep(run)),
+        _awake_phase(run, "launch", _at_launch(run), awake, solution),
+        _awake_phase(run, "rollout", _resting(run), awake + _reward_asleep(run), solution),
     ]
 
 
@@ -398,20 +421,31 @@ def _handover_phases(run: ColocatedRun, solution: _Solution | None) -> list[Phas
     if run.engine is None or solution is None:
         return []
     actor = run.actor
-    moment = peak(
-        sync_moments(
+    moment = peak(_sync_moments(run))
+    resident = _resting(run, without=actor) + actor.loaded(optimizer=False)
+    cached = _left_in_cache(run)
+    sync = _phase(run, "weight_sync", resident + moment + cached, engines.receiving(run.engine), moment.total_bytes)
+    resume = _awake_phase(run, "kv_resume", _resting(run), engines.awake(run.engine, kv=solution.kv), solution)
+    return [sync, resume]
+
+
+def _sync_moments(run: ColocatedRun) -> tuple[MemoryBreakdown, ...]:
+    actor = run.actor
+    if actor.sharding.trainable:
+        return sync_moments(
             actor.sharding,
             parameters=actor.model.parameters,
             master_bytes=actor.master_bytes,
             bucket_bytes=run.bucket_bytes,
-            whole_model=run.gathers_whole_model,
         )
+    return adapter_moments(
+        actor.sharding,
+        parameters=actor.model.parameters,
+        adapters=actor.trainable_parameters,
+        master_bytes=actor.master_bytes,
+        bucket_bytes=run.bucket_bytes,
+        layered=run.adapters_layered,
     )
-    resident = _resting(run, without=actor) + actor.loaded(optimizer=False)
-    cached = _left_in_cache(run)
-    sync = _phase(run, "weight_sync", resident + moment + cached, engines.receiving(run.engine), moment.total_bytes)
-    resume = _phase(run, "kv_resume", _resting(run), engines.awake(run.engine, kv=solution.kv))
-    return [sync, resume]
 
 
 def _left_in_cache(run: ColocatedRun) -> MemoryBreakdown:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hydra_plugins.memfit.base.errors import ConfigError, NotModelled
-from hydra_plugins.memfit.frameworks.verl import defaults, knobs, read
+from hydra_plugins.memfit.frameworks.verl import defaults, keys, knobs, read
 from hydra_plugins.memfit.frameworks.verl.checks import blockers, fixes, notes
 from hydra_plugins.memfit.frameworks.verl.knobs import WRITABLE_KEYS
 from hydra_plugins.memfit.frameworks.verl.read import MODEL, Launch
@@ -38,12 +38,20 @@ class VerlAdapter:
         """Return verl's own config of that release, interpolations unresolved."""
         return defaults.load(defaults.pick_version(version))
 
+    def pick_version(self, asked: str | None) -> str:
+        """Return the known release that stands for ``asked``, else for the installed one, else the newest."""
+        return defaults.pick_version(asked or defaults.installed_version())
+
+    def versions_with(self, key: str) -> tuple[str, ...]:
+        """Return the releases that have ``key``, in a yaml or in a dataclass only."""
+        return keys.versions_with(key)
+
     def problem(self, config: Mapping[str, Any], context: Context) -> Problem:
         """Read the resolved config of one launch."""
         view = View(config)
         launch = _launch(view, context)
         _refuse_unmodelled(view)
-        needed = fixes(view, launch, context.pinned)
+        needed = fixes(view, launch, pinned=context.pinned, explicit=context.explicit)
         forced = {change.key: change.new for change in needed}
 
         def predict(values: Mapping[str, object]) -> Estimate:
@@ -69,7 +77,9 @@ class VerlAdapter:
 def _launch(view: View, context: Context) -> Launch:
     settings, hardware = context.settings, context.hardware
     if hardware.kind != "gpu":
-        raise NotModelled(f"verl on {hardware.name} ({hardware.kind}) is not modelled; name a GPU, e.g. +hardware=h200.")
+        raise NotModelled(
+            f"verl on {hardware.name} ({hardware.kind}) is not modelled; name a GPU, e.g. +hardware=h200."
+        )
     asked = settings.framework_version or defaults.installed_version()
     version = defaults.pick_version(asked)
     gpus, nodes = _gpus(view, context)
@@ -88,6 +98,7 @@ def _launch(view: View, context: Context) -> Launch:
         settings=settings,
         capacity_bytes=hardware.capacity_bytes,
         budget_bytes=max(1, int(hardware.capacity_bytes * (1 - settings.margin)) - hardware.held_bytes),
+        held_bytes=hardware.held_bytes,
         host_budget_bytes=host,
         gpus_per_node=gpus,
         nodes=nodes,
@@ -138,4 +149,6 @@ def _refuse_unmodelled(view: View) -> None:
                 "memfit.strict=false."
             )
     if view.integer("distillation.nnodes", 0, minimum=0):
-        raise NotModelled("distillation.nnodes > 0: teacher models are not modelled yet. memfit.strict=false goes on unplanned.")
+        raise NotModelled(
+            "distillation.nnodes > 0: teacher models are not modelled yet. memfit.strict=false goes on unplanned."
+        )

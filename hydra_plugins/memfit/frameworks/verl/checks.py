@@ -14,6 +14,8 @@ from hydra_plugins.memfit.frameworks.view import MISSING, View
 from hydra_plugins.memfit.planning.context import Context
 from hydra_plugins.memfit.planning.problem import Change, Value
 
+DEFAULT_MINI_BATCH = 256
+"""actor.ppo_mini_batch_size in verl's own yaml, every release."""
 ALLOCATOR_VARIABLES = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 EXPANDABLE = "expandable_segments:True"
 EXPANDABLE_REFUSED = (0, 18)
@@ -22,12 +24,12 @@ EXPANDABLE_TOLERATED = (0, 24)
 """First vLLM that was read to switch them off around the pool itself."""
 
 
-def fixes(view: View, launch: Launch, pinned: Collection[str]) -> tuple[Change, ...]:
+def fixes(view: View, launch: Launch, *, pinned: Collection[str], explicit: Collection[str]) -> tuple[Change, ...]:
     """Return the changes without which verl would refuse the launch, or fail in its first step, at any size.
 
     Raises `ConfigError` where such a value is pinned.
     """
-    changes = [*_tensor_parallel(view, launch), *_budgets(view, launch)]
+    changes = [*_tensor_parallel(view, launch), *_mini_batch(view, explicit), *_budgets(view, launch)]
     for change in changes:
         if change.key in pinned:
             raise ConfigError(
@@ -49,6 +51,20 @@ def _tensor_parallel(view: View, launch: Launch) -> list[Change]:
     fitting = max(s for s in range(1, min(size, world) + 1) if world % s == 0)
     why = f"verl needs a rollout tensor parallel size that divides the {world} GPU{'s' * (world > 1)}"
     return [Change(key=TENSOR_PARALLEL, old=_composed(view, TENSOR_PARALLEL), new=fitting, kind="neutral", why=why)]
+
+
+def _mini_batch(view: View, explicit: Collection[str]) -> list[Change]:
+    """verl refuses a mini-batch above the batch; its own default of 256 is lowered, a value that the user wrote is not."""
+    key, batch = f"{ACTOR}.ppo_mini_batch_size", view.integer("data.train_batch_size", 1024)
+    size = view.integer(key, 256)
+    if size <= batch or view.flag(f"{ACTOR}.use_dynamic_bsz", False):
+        return []
+    if key in explicit or size != DEFAULT_MINI_BATCH:
+        raise ConfigError(
+            f"{key}={size} is above data.train_batch_size={batch}: verl refuses that. Write {key}={batch} or less."
+        )
+    why = f"verl refuses its default of {size} with a batch of {batch}: one optimizer step a batch"
+    return [Change(key=key, old=size, new=batch, kind="neutral", why=why)]
 
 
 def _budgets(view: View, launch: Launch) -> list[Change]:

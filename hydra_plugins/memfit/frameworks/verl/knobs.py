@@ -25,6 +25,7 @@ WRITABLE_KEYS = frozenset(
         f"{ACTOR}.fsdp_config.param_offload",
         f"{ACTOR}.ppo_max_token_len_per_gpu",
         f"{ACTOR}.ppo_micro_batch_size",
+        f"{ACTOR}.ppo_mini_batch_size",
         f"{ACTOR}.ppo_micro_batch_size_per_gpu",
         f"{ACTOR}.strategy",
         f"{ACTOR}.ulysses_sequence_parallel_size",
@@ -127,11 +128,15 @@ def _bucket(view: View, launch: Launch) -> Iterator[Knob]:
 def _budgets(view: View, launch: Launch) -> Iterator[Knob]:
     forward = "fewer tokens in a micro-batch of the log-probabilities"
     rollout = r.rollout_log_prob_batch(view, launch)
-    yield from _batch_knobs(view, ROLLOUT, "log_prob_max_token_len_per_gpu", "log_prob_micro_batch_size", rollout, 20, forward)
+    yield from _batch_knobs(
+        view, ROLLOUT, "log_prob_max_token_len_per_gpu", "log_prob_micro_batch_size", rollout, 20, forward
+    )
     uses_reference = view.flag(f"{ACTOR}.use_kl_loss", False) or view.flag("algorithm.use_kl_in_reward", False)
     if uses_reference and view.section(REF):
         batch = r.reference_batch(view, launch)
-        yield from _batch_knobs(view, REF, "log_prob_max_token_len_per_gpu", "log_prob_micro_batch_size", batch, 21, forward)
+        yield from _batch_knobs(
+            view, REF, "log_prob_max_token_len_per_gpu", "log_prob_micro_batch_size", batch, 21, forward
+        )
     actor = r.actor_batch(view, launch)
     update = "fewer tokens in a micro-batch of the update; gradients are accumulated over more of them"
     yield from _batch_knobs(view, ACTOR, "ppo_max_token_len_per_gpu", "ppo_micro_batch_size", actor, 22, update)
@@ -147,7 +152,9 @@ def _critic_budgets(view: View, launch: Launch) -> Iterator[Knob]:
         return
     yield from _batch_knobs(view, "critic", "ppo_max_token_len_per_gpu", "ppo_micro_batch_size", update, 23, why)
     forward = r.critic_forward_batch(view, launch)
-    yield from _batch_knobs(view, "critic", "forward_max_token_len_per_gpu", "forward_micro_batch_size", forward, 23, why)
+    yield from _batch_knobs(
+        view, "critic", "forward_max_token_len_per_gpu", "forward_micro_batch_size", forward, 23, why
+    )
 
 
 def _batch_knobs(
@@ -239,7 +246,12 @@ def _tensor_parallel(view: View, launch: Launch) -> Iterator[Knob]:
     if sizes or faster:
         why = "the engine's weights and cache are spread over more GPUs"
         yield Knob(
-            key=TENSOR_PARALLEL, requested=_composed(view, TENSOR_PARALLEL), candidates=tuple(sizes), cost=40, why=why, fast=faster
+            key=TENSOR_PARALLEL,
+            requested=_composed(view, TENSOR_PARALLEL),
+            candidates=tuple(sizes),
+            cost=40,
+            why=why,
+            fast=faster,
         )
 
 
@@ -279,7 +291,11 @@ def _ulysses(view: View, launch: Launch) -> Iterator[Knob]:
     if not view.flag(f"{MODEL}.use_remove_padding", False):
         return
     key = f"{ACTOR}.ulysses_sequence_parallel_size"
-    sizes = tuple(size for size in (2, 4, 8) if size > now and _splits(size, model.num_attention_heads, model.num_key_value_heads, view, launch))
+    sizes = tuple(
+        size
+        for size in (2, 4, 8)
+        if size > now and _splits(size, model.num_attention_heads, model.num_key_value_heads, view, launch)
+    )
     if sizes:
         why = "a sequence is spread over several GPUs"
         yield Knob(key=key, requested=_composed(view, key), candidates=sizes, cost=46, why=why)
@@ -316,13 +332,25 @@ def _semantic(view: View, launch: Launch) -> Iterator[Knob]:
     shorter = tuple(length for length in (now * 3 // 4, now // 2, now // 4) if length >= 64)
     if shorter:
         why = "shorter responses"
-        yield Knob(key=key, requested=_composed(view, key), candidates=shorter, cost=90, kind="semantic", why=why, companions=lambda value: _shorter(view, launch, value))
+        yield Knob(
+            key=key,
+            requested=_composed(view, key),
+            candidates=shorter,
+            cost=90,
+            kind="semantic",
+            why=why,
+            companions=lambda value: _shorter(view, launch, value),
+        )
 
 
 def _shorter(view: View, launch: Launch, length: object) -> dict[str, object]:
     """Token budgets that stood at their floor follow the shorter sequence."""
     floor = view.integer("data.max_prompt_length", 512) + (length if isinstance(length, int) else 0)
-    followers = (f"{ACTOR}.ppo_max_token_len_per_gpu", f"{ROLLOUT}.log_prob_max_token_len_per_gpu", f"{REF}.log_prob_max_token_len_per_gpu")
+    followers = (
+        f"{ACTOR}.ppo_max_token_len_per_gpu",
+        f"{ROLLOUT}.log_prob_max_token_len_per_gpu",
+        f"{REF}.log_prob_max_token_len_per_gpu",
+    )
     if not view.flag(f"{ACTOR}.use_dynamic_bsz", False):
         return {}
     return {key: -(-floor // r.sequence_parallel(view)) for key in followers if view.has(key)}

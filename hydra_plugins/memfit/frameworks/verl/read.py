@@ -38,6 +38,7 @@ class Launch:
     settings: Settings
     capacity_bytes: int
     budget_bytes: int
+    held_bytes: int
     host_budget_bytes: int
     gpus_per_node: int
     nodes: int
@@ -59,6 +60,7 @@ def read(view: View, launch: Launch) -> ColocatedRun:
     return ColocatedRun(
         capacity_bytes=launch.capacity_bytes,
         budget_bytes=launch.budget_bytes,
+        held_bytes=launch.held_bytes,
         host_budget_bytes=launch.host_budget_bytes,
         world_size=launch.world_size,
         gpus_per_node=launch.gpus_per_node,
@@ -69,9 +71,7 @@ def read(view: View, launch: Launch) -> ColocatedRun:
         engine=_engine(view, launch, lora_rank),
         old_log_prob=not view.flag("algorithm.rollout_correction.bypass_mode", False),
         bucket_bytes=view.integer(b.bucket_key, b.bucket_default) << 20 if b.bucket_key else 0,
-        gathers_whole_model=lora_rank > 0
-        and not view.flag(f"{ROLLOUT}.layered_summon", False)
-        and launch.world_size > 1,
+        adapters_layered=view.flag(f"{ROLLOUT}.layered_summon", False),
         sync_over_reserved=b.sync_over_reserved,
         expandable_segments=b.expandable_in_trainer,
         tied_load=launch.actor_model.tie_word_embeddings,

@@ -61,7 +61,7 @@ def behaviour(version: str) -> Behaviour:
     v = parse(version)
     actor = "actor_rollout_ref.actor"
     engine_classes = v >= (0, 8)
-    buckets = {
+    buckets: dict[Version, tuple[str | None, int]] = {
         (0, 4): (None, 0),
         (0, 5): ("actor_rollout_ref.rollout.update_weights_bucket_megabytes", 512),
         (0, 6): ("actor_rollout_ref.rollout.update_weights_bucket_megabytes", 512),
