@@ -61,3 +61,5 @@ class ModelSpec:
     """Parameters of the vision tower and its projector; 0 on a text model."""
     lora_sites: tuple[tuple[int, int, int], ...] = ()
     """Linear modules of the decoder that ``target_modules=all-linear`` adapts: (in_features, out_features, count)."""
+    expert_lora_sites: tuple[tuple[int, int, int], ...] = ()
+    """The same for routers and routed experts, which are linear modules before transformers 5 and parameters since."""
