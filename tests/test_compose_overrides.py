@@ -15,7 +15,7 @@ ROWS = [
     ("with a package", ["top=1", "+hardware@_global_=auto", "name=x"], {"top", "name"}, {"name"}),
     ("in the defaults list", ["top=1", "trainer.batch=8"], {"top", "trainer.batch"}, {"top", "trainer.batch"}),
     ("the list's choice changed", ["top=1", "hardware=a40", "name=x"], {"top", "name"}, {"name"}),
-    ("added", ["+hardware=h200", "+trainer.new=1"], {"trainer.new"}, {"trainer.new"}),
+    ("added", ["+hardware=h200", "+trainer.more.x=1"], {"trainer.more.x"}, {"trainer.more.x"}),
     ("forced", ["+hardware=h200", "++trainer.batch=2"], {"trainer.batch"}, {"trainer.batch"}),
     ("deleted", ["+hardware=h200", "~trainer.batch"], {"trainer.batch"}, {"trainer.batch"}),
     (
@@ -28,6 +28,7 @@ ROWS = [
     ("quoted", ["+hardware=h200", "name='x=1, y'"], {"name"}, {"name"}),
     ("a group's file is no value", ["+hardware=h200", "model=qwen"], set(), set()),
     ("a nested group", ["+hardware=h200", "trainer/optim=adam", "actor@trainer.more=big"], set(), set()),
+    ("a group that fills other sections", ["+hardware=h200", "+experiment=small"], set(), set()),
     ("two groups at once", ["+hardware=h200", "model=[a,b]"], set(), set()),
     ("settings are no pins", ["+hardware=h200", "memfit.margin=0.1", "memfit.hardware.nodes=2"], set(), set()),
     ("repeated on both sides", ["top=1", "+hardware=h200", "top=2"], {"top"}, {"top"}),

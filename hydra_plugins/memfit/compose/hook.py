@@ -16,7 +16,7 @@ from textwrap import shorten
 from typing import Any
 
 from hydra.errors import CompactHydraException
-from omegaconf import DictConfig, open_dict, read_write
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import InterpolationResolutionError
 
 from hydra_plugins.memfit.base.errors import MemfitError
@@ -63,7 +63,7 @@ def fit(config: DictConfig) -> DictConfig:
     node = plain(config.memfit, leave_out=frozenset({"unplanned"}))
     composed = plain(config, leave_out=NOT_OURS)
     try:
-        order = read_order(list(config.hydra.overrides.task), composed)
+        order = read_order(_words(config), composed)
         launch = Launch(config=composed, node=node, order=order)
         plan = _answer(launch) if not order.sweeps and _COMPLETION.isdisjoint(sys.argv) else None
     except MemfitError as error:
@@ -72,6 +72,18 @@ def fit(config: DictConfig) -> DictConfig:
         if plan is not None:
             _apply(config, launch, plan)
     return config.hydra.runtime.choices  # type: ignore[no-any-return]
+
+
+def _words(config: DictConfig) -> list[str]:
+    """Return the command line as it was typed: a word may hold an interpolation, which is not ours to resolve."""
+    words = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
+    return [str(word) for word in words] if isinstance(words, list) else []
+
+
+def forget() -> None:
+    """Forget what this process planned and printed, as in a new process."""
+    _answers.clear()
+    _said.clear()
 
 
 def refuse_unplanned() -> None:

@@ -15,7 +15,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 
 from hydra_plugins.memfit.base.errors import ConfigError
-from hydra_plugins.memfit.compose.plain import leaves, value_at
+from hydra_plugins.memfit.compose.plain import ABSENT, leaves, value_at
 
 GROUP = "hardware"
 
@@ -70,7 +70,10 @@ def _keys(override: Override, composed: Mapping[str, Any]) -> Iterator[str]:
         return
     if override.is_sweep_override():
         return
-    value = None if override.is_delete() else override.value()
-    if isinstance(value, (str, list)) and isinstance(value_at(composed, key), Mapping):
-        return  # a group: its choice is a name, and what was composed there is a section
+    if override.is_delete():
+        yield key
+        return
+    value, found = override.value(), value_at(composed, key)
+    if found is ABSENT or (isinstance(value, (str, list)) and isinstance(found, Mapping)):
+        return  # a group: its choice is a name, and what was composed is a section, there or elsewhere
     yield from leaves(value, key)

@@ -1,0 +1,24 @@
+"""What all tests share: no test leaves its traces in the process or in the environment."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+
+
+@pytest.fixture(autouse=True)
+def _own_process_state() -> Iterator[None]:
+    """Give each test an environment without memfit's variables, and a process in which nothing was planned yet."""
+    before = dict(os.environ)
+    for name in [name for name in os.environ if name.startswith("MEMFIT_") and name != "MEMFIT_VERL_WHEELS"]:
+        del os.environ[name]
+    from hydra_plugins.memfit.compose import hook
+
+    hook.forget()
+    yield
+    GlobalHydra.instance().clear()
+    os.environ.clear()
+    os.environ.update(before)
