@@ -55,6 +55,8 @@ def test_words_set_what_hydra_would_set(word: str, section: str, expected: Any) 
         ("data.train_batch_size=[1", "quotes around special characters"),
         ("++data.files.x=1", "cannot be set"),
         ("=3", "key=value"),
+        ("+actor@actor_rollout_ref.actor=megatron_actor", "chooses a file of a config group"),
+        ("model/engine=x", "chooses a file of a config group"),
     ],
 )
 def test_wrong_words_are_one_clear_error(word: str, message: str) -> None:

@@ -131,13 +131,25 @@ def _version(adapter: Adapter, asked: Any) -> str:
 
 
 def _composed(adapter: Adapter, version: str, own: Mapping[str, Any], line: Line) -> dict[str, Any]:
+    base = OmegaConf.create(dict(_defaults(adapter, version, own, line)))
     try:
-        config = OmegaConf.merge(OmegaConf.create(dict(adapter.defaults(version))), OmegaConf.create(dict(own)))
+        config = OmegaConf.merge(base, OmegaConf.create(dict(own)))
     except (OmegaConfBaseException, ValueError, TypeError) as error:
         raise ConfigError(f"--config cannot be merged into the defaults of {adapter.name}: {error}") from None
     assert isinstance(config, DictConfig)
     apply(config, line.values, _refusal(adapter, version))
     return plain(config)
+
+
+def _defaults(adapter: Adapter, version: str, own: Mapping[str, Any], line: Line) -> Mapping[str, Any]:
+    """Return the framework's defaults; where a top-level name chooses among several (`defaults_with`), the chosen ones."""
+    choose = getattr(adapter, "defaults_with", None)
+    if choose is None:
+        return adapter.defaults(version)
+    words = {override.key_or_group: override.value() for override in line.values if not override.is_delete()}
+    chosen = {key: value for key, value in {**own, **words}.items() if "." not in key and isinstance(value, str)}
+    defaults: Mapping[str, Any] = choose(version, chosen)
+    return defaults
 
 
 def _refusal(adapter: Adapter, version: str) -> Callable[[str], str] | None:

@@ -35,7 +35,8 @@ class Line:
 def read_line(words: Sequence[str]) -> Line:
     """Return the parsed ``words``; Hydra's own (``hydra.run.dir=...``) are left out.
 
-    Raises `ConfigError` for what Hydra's grammar refuses, for a sweep, and for a group that is chosen twice.
+    Raises `ConfigError` for what Hydra's grammar refuses, for a sweep, for a group that is
+    chosen twice and for the groups of a framework.
     """
     values: list[Override] = []
     settings: list[Override] = []
@@ -50,6 +51,7 @@ def read_line(words: Sequence[str]) -> Line:
         elif override.key_or_group.split(".")[0] == "memfit":
             settings.append(override)
         elif override.key_or_group.split(".")[0].split("/")[0] != "hydra":
+            _refuse_group(override)
             values.append(override)
     return Line(values=tuple(values), settings=tuple(settings), groups=groups)
 
@@ -88,6 +90,14 @@ def _choose(groups: dict[str, str], override: Override) -> None:
     group, name = override.key_or_group, str(override.value())
     if groups.setdefault(group, name) != name:
         raise ConfigError(f"{group} is chosen twice, {groups[group]} and {name}. Keep one of them.")
+
+
+def _refuse_group(override: Override) -> None:
+    if override.package is not None or "/" in override.key_or_group:
+        raise ConfigError(
+            f"{override.input_line} chooses a file of a config group, which only Hydra can compose. Give its values as "
+            "key=value, or compose first (COMMAND --cfg job > FILE) and use --config FILE."
+        )
 
 
 def _refuse_unknown(config: DictConfig, override: Override, refusal: Callable[[str], str] | None) -> None:

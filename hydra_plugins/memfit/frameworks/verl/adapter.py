@@ -38,6 +38,13 @@ class VerlAdapter:
         """Return verl's own config of that release, interpolations unresolved."""
         return defaults.load(defaults.pick_version(version))
 
+    def defaults_with(self, version: str, choices: Mapping[str, str]) -> Mapping[str, Any]:
+        """Return verl's own config with the training backend that ``model_engine`` names; raises `NotModelled`."""
+        engine = choices.get("model_engine", "dp")
+        if engine not in ("dp", "megatron"):
+            raise NotModelled(f"model_engine={engine} is not modelled; memfit knows the configs of dp and megatron.")
+        return defaults.load(defaults.pick_version(version), trainer="megatron" if engine == "megatron" else "fsdp")
+
     def pick_version(self, asked: str | None) -> str:
         """Return the known release that stands for ``asked``, else for the installed one, else the newest."""
         return defaults.pick_version(asked or defaults.installed_version())
