@@ -55,6 +55,7 @@ class Seed:
     assumed: dict[str, Any]
     readings: dict[str, dict[str, Any]]
     observed: dict[str, Any]
+    explained_by: dict[str, list[str]]
     unchanged: list[str]
     reported_fix: dict[str, Any]
     reported_peak_gb: list[int] | None = None
