@@ -74,6 +74,7 @@ def _keys(override: Override, composed: Mapping[str, Any]) -> Iterator[str]:
         yield key
         return
     value, found = override.value(), value_at(composed, key)
-    if found is ABSENT or (isinstance(value, (str, list)) and isinstance(found, Mapping)):
+    is_choice = found is ABSENT or (isinstance(value, (str, list)) and isinstance(found, Mapping))
+    if is_choice and not _is_setting(key):
         return  # a group: its choice is a name, and what was composed is a section, there or elsewhere
     yield from leaves(value, key)
