@@ -24,10 +24,12 @@ from hydra_plugins.memfit.hardware.spec import Hardware
 
 METADATA_TIMEOUT_S = 1.0
 GOOGLE_PCI_VENDOR = "0x1ae0"
+GOOGLE_PCI_TPUS = ("0x0027", "0x005e", "0x0062", "0x0063", "0x006f", "0x0076")
+"""Device numbers of v3, v4, v5p, v5e, v6e and TPU7x chips. Source: jax 0.8.2, ``jax/_src/hardware_utils.py``."""
 _PATH = "/computeMetadata/v1/instance/attributes/"
 _TYPE = re.compile(r"(v\d+)(litepod|e|p)?-(\d+)$")
 _CORES_PER_CHIP = {"v4": 2, "v5p": 2, "v5e": 1, "v6e": 1}
-"""What the number in an accelerator type counts: TensorCores on v4 and v5p (one JAX device a chip), chips on v5e and v6e."""
+"""What the number in a type counts: TensorCores on v4 and v5p (two a chip, one JAX device a chip), else chips."""
 _HINTS = ("TPU_ACCELERATOR_TYPE", "TPU_WORKER_ID", "TPU_WORKER_HOSTNAMES", "TPU_CHIPS_PER_HOST_BOUNDS", "TPU_TOPOLOGY")
 
 
@@ -58,22 +60,24 @@ def parse_type(accelerator_type: str) -> SliceType:
 
 
 def is_tpu_host(environ: Mapping[str, str], root: Path = Path("/")) -> bool:
-    """Whether anything says that this host has a TPU: a variable, ``/dev/accel*``, or Google's accelerator on the PCI bus."""
+    """Whether anything says that this host has a TPU: a variable, ``/dev/accel*``, or a chip on the PCI bus."""
     if any(environ.get(name) for name in _HINTS) or any((root / "dev").glob("accel[0-9]*")):
         return True
     return any(_is_accelerator(device) for device in (root / "sys/bus/pci/devices").glob("*"))
 
 
 def _is_accelerator(device: Path) -> bool:
-    """Google's network card carries the same vendor: an accelerator is of class 0x1200xx (processing accelerator) or 0x0880xx."""
+    """Google's network card has the same vendor; the device number tells the chips from it."""
     try:
-        vendor, kind = ((device / name).read_text().strip() for name in ("vendor", "class"))
+        vendor, number = ((device / name).read_text().strip() for name in ("vendor", "device"))
     except OSError:
         return False
-    return vendor == GOOGLE_PCI_VENDOR and kind[:6] in ("0x1200", "0x0880", "0xff00")
+    return vendor == GOOGLE_PCI_VENDOR and number in GOOGLE_PCI_TPUS
 
 
-def detect(environ: Mapping[str, str], *, root: Path = Path("/"), timeout_s: float = METADATA_TIMEOUT_S) -> Hardware | None:
+def detect(
+    environ: Mapping[str, str], *, root: Path = Path("/"), timeout_s: float = METADATA_TIMEOUT_S
+) -> Hardware | None:
     """Return the slice of this host, or ``None`` when it is no TPU host.
 
     Raises `HardwareNotDetected` when it is one and the slice cannot be told: neither variable nor metadata, or a type
@@ -86,7 +90,9 @@ def detect(environ: Mapping[str, str], *, root: Path = Path("/"), timeout_s: flo
     known = _of_generation(kind)
     per_host = _product(facts.get("TPU_CHIPS_PER_HOST_BOUNDS")) or min(known.gpus_per_node or 4, kind.chips)
     hosts = _product(facts.get("TPU_HOST_BOUNDS")) or _hosts(facts) or max(1, kind.chips // per_host)
-    found = replace(known, name=kind.name, gpus_per_node=per_host, nodes=hosts, source=f"{source}; capacity: {known.source}")
+    found = replace(
+        known, name=kind.name, gpus_per_node=per_host, nodes=hosts, source=f"{source}; capacity: {known.source}"
+    )
     return _visible(found, environ, chips=kind.chips)
 
 

@@ -111,9 +111,10 @@ class MllmJaxAdapter:
         del version
         return {}
 
-    def known(self, key: str) -> bool:
-        """Whether the runner reads ``key``."""
-        return keys.known(key)
+    def versions_with(self, key: str) -> tuple[str, ...]:
+        """Return the versions that may read ``key``; `AUTO` among them, because its keys choose the version."""
+        commits = keys.commits(key)
+        return (*commits, AUTO) if commits else ()
 
     def problem(self, config: Mapping[str, Any], context: Context) -> Problem:
         """Read the launch; raises `ConfigError` or `NotModelled` with the key, the value and the fix."""

@@ -7,6 +7,7 @@ and ``train.*``. There ``rollout.batch_size`` counts the prompts of all hosts, b
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -100,9 +101,14 @@ def names(config: Mapping[str, Any]) -> bool:
     return bool(nested) or sum(k in config for k in _FLAT) > 1 or sum(k in config for k in ENVIRONMENT) > 1
 
 
-def known(key: str) -> bool:
-    """Whether the runner reads ``key``, as far as memfit knows it."""
-    return key in ENVIRONMENT or any(key in keys for names in _NAMES.values() for keys in names[1:])
+def commits(key: str) -> tuple[str, ...]:
+    """Return the commits of the runner that may read ``key``: none for a misspelt variable or a near miss of a known key."""
+    if key == key.upper():
+        return (SWEEP, SPLIT) if key in ENVIRONMENT else ()
+    known = {name for names in _NAMES.values() for keys in names[1:] for name in keys}
+    if key not in known and difflib.get_close_matches(key, known, n=1, cutoff=0.9):
+        return ()
+    return (SWEEP, SPLIT, NEWEST)
 
 
 def read(config: Mapping[str, Any], environ: Mapping[str, str], version: str | None) -> Request:
