@@ -7,9 +7,10 @@ import gc
 import warnings
 from collections.abc import Iterator
 from typing import Any, Protocol
+from unittest import mock
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from tracer import kernels, sharding
 from tracer.case import Case
@@ -117,6 +118,8 @@ class Engine:
         return policy_loss(out, batch) if training else {name: value.detach() for name, value in out.items()}
 
     def _label_states(self) -> None:
+        for buffer in self.module.buffers():
+            self.recorder.label(buffer, "weights")
         for parameter in self.module.parameters():
             self.recorder.label(parameter, "weights")
             if parameter.grad is not None:
@@ -142,7 +145,7 @@ def session(case: Case, recorder: Recorder, *, fake: bool = True) -> Iterator[En
         )
         mesh = stack.enter_context(sharding.process_group(case))
         if fake:
-            stack.enter_context(fake_tensors())
+            stack.enter_context(no_data())
         engine = Engine(case, recorder, mesh)
         gc.collect()
         gc.freeze()  # keeps the collections between phases short
@@ -151,8 +154,15 @@ def session(case: Case, recorder: Recorder, *, fake: bool = True) -> Iterator[En
         del engine.module, engine.optimizer
 
 
-def fake_tensors() -> FakeTensorMode:
-    """Return the mode in which tensors have a shape, a dtype and a lifetime, but no data."""
+@contextlib.contextmanager
+def no_data() -> Iterator[None]:
+    """Make tensors that have a shape, a dtype and a lifetime, but no data."""
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-    return FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv())  # the environment serves nested tensors
+    def address(tensor: torch.Tensor) -> int:
+        return tensor.untyped_storage()._cdata
+
+    mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv())  # the environment is for nested tensors
+    # FSDP1 compares addresses to see what is gathered; without data all of them would be 0
+    with mock.patch.object(FakeTensor, "data_ptr", address), mode:
+        yield

@@ -25,6 +25,15 @@ SCRATCH: dict[Any, Callable[..., int]] = {
     aten.embedding_dense_backward.default: lambda grad, indices, *_, **__: 16 * indices.numel(),
 }
 
+#: Formulas of the backward pass that write into fresh zeros in place, unless a dispatch mode or a tensor subclass is
+#: about. Source: torch/csrc/autograd/FunctionsManual.cpp and ATen/native, `areAnyTensorSubclassLike`.
+IN_PLACE: dict[Any, Any] = {
+    aten.scatter_add.default: aten.scatter_add_.default,
+    aten.scatter.src: aten.scatter_.src,
+    aten.index_put.default: aten.index_put_.default,
+    aten.index_add.default: aten.index_add_.default,
+}
+
 
 @dataclass(slots=True, eq=False)
 class Block:
@@ -118,6 +127,8 @@ class Ledger(TorchDispatchMode):
             self._release(self._allocate(SCRATCH[func](*args, **kwargs), f"{func} scratch", ()))
         if self._accumulates(func, args):
             return aten.add_.Tensor(args[0], args[1])
+        if func in IN_PLACE and self.backward and not torch.is_grad_enabled() and self._fresh_zeros(args[0]):
+            return IN_PLACE[func](*args, **kwargs)
         out = func(*args, **kwargs)
         for leaf in tree_leaves(out):
             if isinstance(leaf, torch.Tensor):
@@ -135,8 +146,16 @@ class Ledger(TorchDispatchMode):
         first, second = args[0], args[1]
         if not isinstance(second, torch.Tensor) or first.shape != second.shape or first.dtype != second.dtype:
             return False
-        index = self._live.get(first.untyped_storage()._cdata, (None,))[0]
-        return first.numel() > 1 and index is not None and self.blocks[index].backward
+        block = self._block(first)
+        return first.numel() > 1 and block is not None and block.backward
+
+    def _fresh_zeros(self, tensor: torch.Tensor) -> bool:
+        block = self._block(tensor)
+        return block is not None and block.backward and "zeros" in block.op
+
+    def _block(self, tensor: torch.Tensor) -> Block | None:
+        index = self._live.get(tensor.untyped_storage()._cdata, (None,))[0]
+        return None if index is None else self.blocks[index]
 
     def _see(self, tensor: torch.Tensor, op: str) -> int | None:
         tensor = tensor._local_tensor if isinstance(tensor, DTensor) else tensor
