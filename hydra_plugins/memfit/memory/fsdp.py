@@ -117,10 +117,9 @@ class Sharding:
 
         ``mlp`` is the size of the weight gradient that exists at that point (down projection, 2 bytes an element).
         """
-        if self.version == 1:
-            return self._root_in_backward() + self._gathered_in_backward(last)
         gradient = 2 * mlp if self.trainable else 0
-        return self._root_in_backward() + self._gathered_in_backward(last) + self._pending(first) + gradient
+        pending = self._pending(first) if self.version == 2 and self.trainable else 0
+        return self._root_in_backward() + self._gathered_in_backward(last) + pending + gradient
 
     def layer_reduction_bytes(self, *, first: bool, last: bool) -> int:
         """Return the same while a layer's gradient (2n) is copied into the fp32 reduce buffer (4n, result 4n/N)."""
@@ -133,15 +132,24 @@ class Sharding:
         prefetched = 0 if last or self.single else 4 * self.layer
         return root + max(prefetched, self._kept) + 2 * self.layer + max(4 * self.layer + shard, self._pending(first))
 
-    def root_reduction_bytes(self) -> int:
-        """Return the reduction of the root's gradient at the end of the backward pass."""
+    def root_reduction_bytes(self, *, accumulates: bool) -> int:
+        """
+        Return the reduction of the root's gradient at the end of the backward pass: 2R and its fp32 copy 4R.
+
+        A single rank keeps that copy as its gradient (FSDP1), or casts without a second one (FSDP2). The reduced shard
+        4R/N is new where gradients accumulate.
+        """
         if not self.trainable:
             return 2 * self.root
-        shard = 0 if self.single else ceil_div(4 * self.root, self.ranks)
-        if self.version == 1:
-            return 6 * self.root + shard
-        unit = self.root if self.tied else self.embedding
-        return 6 * unit + (0 if self.single else ceil_div(4 * unit, self.ranks))
+        if self.version == 1 and self.single:
+            return (6 if accumulates else 2) * self.root
+        unit = self.root if self.version == 1 or self.tied else self.embedding
+        shard = ceil_div(4 * unit, self.ranks) if accumulates and not self.single else 0
+        return (4 if self.single and self.version == 2 else 6) * unit + shard
+
+    def reduced_first(self) -> int:
+        """Return the parameters whose gradients are reduced before the last decoder layer's: FSDP2's untied lm_head."""
+        return 0 if self.version == 1 or self.tied else self.embedding
 
     def _root_in_backward(self) -> int:
         """The gathered root, and the gradient of a vocabulary matrix that waits for the end of the pass."""
@@ -150,9 +158,10 @@ class Sharding:
         return 2 * self.root + (2 * self.embedding if self.trainable else 0)
 
     def _gathered_in_backward(self, last: bool) -> int:
-        """The layer in use and, unless it is the last one, the prefetched one."""
+        """The layer in use and the prefetched one; after the last layer FSDP2 prefetches an untied embedding."""
         if self.version == 2:
-            return max(2 * self.layer if self.single else 4 * self.layer, self._kept)
+            prefetched = 2 * (self.embedding if last and not self.tied else self.layer)
+            return max(2 * self.layer + (0 if self.single else prefetched), self._kept)
         return max(2 * self.layer if self.single or last else 4 * self.layer, self._kept)
 
     def _pending(self, first: bool) -> int:

@@ -108,10 +108,10 @@ def update_moments(p: Pass) -> tuple[MemoryBreakdown, ...]:
         ),
         _moment(communication=s.product_reduction_bytes(), per_token=body, tokens=tokens, gradients=resident),
     ]
-    for done in sorted({0, min(1, p.layers - 1), p.layers - 1}):
+    for done in sorted({0, min(1, p.layers - 1), max(0, p.layers - 2), p.layers - 1}):
         moments += _layer_moments(p, done, position)
-    reduced = resident or ceil_div(p.gradient_bytes * max(0, p.gradients - s.root), s.ranks)
-    moments.append(_moment(communication=s.root_reduction_bytes(), gradients=reduced))
+    reduced = ceil_div(p.gradient_bytes * p.gradients, s.ranks)
+    moments.append(_moment(communication=s.root_reduction_bytes(accumulates=p.accumulates), gradients=reduced))
     return tuple(moments)
 
 
@@ -128,7 +128,8 @@ def _layer_moments(p: Pass, done: int, position: int) -> list[MemoryBreakdown]:
     """The peak inside the backward pass of layer L - 1 - done, and the reduction of its gradient."""
     w, s = p.widths, p.sharding
     left = p.layers - done
-    gradients = ceil_div(p.gradient_bytes * (p.gradients if p.accumulates else s.layer * done), s.ranks)
+    reduced = p.gradients if p.accumulates else min(p.gradients, s.layer * done + s.reduced_first())
+    gradients = ceil_div(p.gradient_bytes * reduced, s.ranks)
     inside = layer_backward_bytes(w, checkpointing=p.checkpointing or p.activation_offload)
     return [
         _moment(

@@ -33,7 +33,7 @@ KERNEL = 128
 PREFETCHED_COPIES = 2
 """Copies of the device's own shards, cast to bf16, that the compiler keeps for its overlapped collectives."""
 PREFETCHES_FROM = 8
-"""Shards from which on it does so: seen on 8 devices (v4-16, v6e-8), never on 4 (v4-8)."""
+"""Devices from which on it does so: seen on 8 (v4-16, v6e-8; one copy of the state or two), never on 4 (v4-8)."""
 VOCABULARY_HOLE = 0.6
 """Share of one (T, V) array that the heap cannot use again once the logits are gone."""
 
@@ -95,11 +95,11 @@ def _backward(step: XlaStep) -> MemoryBreakdown:
         activations   = T · 2 · N · (3·F + 5·D + Q + 2·K)      dots_with_no_batch_dims
         logits        = T · 2 · V
         fragmentation = 0.6 · T · 2 · V
-        gathered      = 2 · 2 · P / S                          from 8 shards on
+        gathered      = 2 · 2 · P / S                          from 8 devices on
     """
     positions = step.sequences * step.tokens
     logits = positions * BF16 * step.model.vocab_size
-    copies = PREFETCHED_COPIES if step.shards >= PREFETCHES_FROM else 0
+    copies = PREFETCHED_COPIES if step.data_parallel * step.shards >= PREFETCHES_FROM else 0
     return MemoryBreakdown(
         activations=positions * BF16 * _widths(step) + _score_bytes(step),
         logits=logits,

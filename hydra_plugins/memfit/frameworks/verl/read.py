@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hydra_plugins.memfit.base.errors import ConfigError, NotModelled
 from hydra_plugins.memfit.base.settings import Settings
@@ -203,7 +203,7 @@ def _critic(view: View, launch: Launch) -> Role:
     strategy = _strategy(view, "critic.strategy")
     update, forward = critic_batch(view, launch), critic_forward_batch(view, launch)
     offload_policy = strategy == "fsdp2" and view.flag(f"{section}.offload_policy", False)
-    value_model = _value_model(model)
+    value_model = value_model(model)
     return Role(
         model=value_model,
         sharding=_sharding(view, launch, value_model, section=section, strategy=strategy),
@@ -223,10 +223,8 @@ def _critic(view: View, launch: Launch) -> Role:
     )
 
 
-def _value_model(model: ModelSpec) -> ModelSpec:
-    """The same body with one output: lm_head is gone, the embedding stays."""
-    from dataclasses import replace
-
+def value_model(model: ModelSpec) -> ModelSpec:
+    """Return the same body with one output a token: lm_head is gone, the embedding stays."""
     head = 0 if model.tie_word_embeddings else model.embedding_parameters
     return replace(
         model,

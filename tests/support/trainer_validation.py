@@ -1,0 +1,188 @@
+"""memfit's trainer formulas against the op-level traces: ``python -m support.trainer_validation`` writes the table.
+
+Run from the top of the repository with ``PYTHONPATH=tests``. Reads tests/data/traces.json (docs/validation/tracer.md says how
+it is made) and writes docs/validation/trainer.md. Rows marked ``fit`` were looked at while the formulas were written; rows
+marked ``held_out`` were not.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra_plugins.memfit.frameworks.verl.read import value_model
+from hydra_plugins.memfit.memory.fsdp import Sharding
+from hydra_plugins.memfit.memory.head import Head
+from hydra_plugins.memfit.memory.states import lora_parameters
+from hydra_plugins.memfit.model.resolve import load
+from hydra_plugins.memfit.model.spec import ModelSpec
+from hydra_plugins.memfit.planning.colocated import Role
+
+ROOT = Path(__file__).resolve().parents[2]
+TRACES = ROOT / "tests" / "data" / "traces.json"
+PAGE = ROOT / "docs" / "validation" / "trainer.md"
+MASTER = {"fp32": 4, "bf16": 2}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One phase of one traced case."""
+
+    case: dict[str, Any]
+    split: str
+    phase: str
+    traced_bytes: int
+    predicted_bytes: int
+
+    @property
+    def error(self) -> float:
+        """Predicted over traced, minus one."""
+        return self.predicted_bytes / self.traced_bytes - 1
+
+
+def rows() -> list[dict[str, Any]]:
+    """Return the traced rows."""
+    data: list[dict[str, Any]] = json.loads(TRACES.read_text(encoding="utf-8"))["rows"]
+    return data
+
+
+def comparisons(split: str | None = None) -> Iterator[Comparison]:
+    """Yield every phase of every row (of one split), predicted and traced."""
+    for row in rows():
+        if split is None or row["split"] == split:
+            predicted = predict(row["case"])
+            for phase, traced in row["phases"].items():
+                yield Comparison(row["case"], row["split"], phase, traced["peak_allocated_bytes"], predicted[phase])
+
+
+def predict(case: dict[str, Any]) -> dict[str, int]:
+    """Return the predicted peak of each phase, in bytes allocated by tensors of one rank."""
+    role = role_of(case)
+    trains = case["role"] != "ref"
+    states = role.loaded(optimizer=trains).total_bytes
+    predicted = {"log_prob": states + role.forward_pass().total_bytes}
+    if trains:
+        predicted["update"] = states + role.update_pass().total_bytes
+        predicted["optimizer_step"] = states + role.step().total_bytes
+    return predicted
+
+
+def role_of(case: dict[str, Any]) -> Role:
+    """Return the role that a traced case describes."""
+    model = load(case["model"])
+    if case["role"] == "critic":
+        model = value_model(model)
+    trainable = _trainable(case, model)
+    tokens = case["tokens"] // case["ulysses"]
+    return Role(
+        model=model,
+        sharding=_sharding(case, model),
+        trainable_parameters=trainable,
+        master_bytes=MASTER[case["master_dtype"]],
+        checkpointing=case["checkpointing"],
+        forward_head=_head(case, entropy=case["log_prob_entropy"] and case["role"] == "actor"),
+        update_head=_head(case, entropy=case["update_entropy"]),
+        forward_tokens=tokens,
+        update_tokens=tokens,
+        accumulates=case["micro_batches"] > 1,
+        unsharded_gradients=case["no_sync"],
+    )
+
+
+def _trainable(case: dict[str, Any], model: ModelSpec) -> int:
+    if case["role"] == "ref":
+        return 0
+    rank = case["lora_rank"]
+    return lora_parameters(sites=model.lora_sites, rank=rank) if rank else model.parameters
+
+
+def _sharding(case: dict[str, Any], model: ModelSpec) -> Sharding:
+    return Sharding(
+        version=2 if case["strategy"] == "fsdp2" else 1,
+        ranks=case["ranks"],
+        layer=model.layer_parameters,
+        root=model.root_parameters,
+        embedding=model.embedding_parameters,
+        layers=model.num_hidden_layers,
+        tied=model.tie_word_embeddings,
+        trainable=not case["lora_rank"],
+        reshard_after_forward=case["reshard_after_forward"],
+    )
+
+
+def _head(case: dict[str, Any], *, entropy: bool) -> Head:
+    return Head(
+        entropy=case["entropy"] if entropy else "none",
+        entropy_checkpointing=case["entropy_checkpointing"],
+        chunk_tokens=case["entropy_chunk"],
+        log_prob="flash_ce" if case["log_prob"] == "flash_ce" else "torch",
+        fused=case["fused"],
+        scaled="no" if case["temperature"] == 1.0 else "copy",
+        extra_copies=int(case["padded"]),
+        vocabulary=case["role"] != "critic",
+    )
+
+
+def summary(found: list[Comparison]) -> dict[str, float]:
+    """Return the number of phases, the median and the worst error, and the lowest one, as fractions."""
+    errors = sorted(abs(c.error) for c in found)
+    return {
+        "phases": len(errors),
+        "median": statistics.median(errors),
+        "p95": errors[int(0.95 * (len(errors) - 1))],
+        "worst": errors[-1],
+        "lowest": min(c.error for c in found),
+        "highest": max(c.error for c in found),
+    }
+
+
+def table() -> str:
+    """Return the page: the figures by split and phase, then the cases with the largest errors."""
+    found = list(comparisons())
+    versions = rows()[0]["versions"]
+    lines = [
+        "# Trainer phases against op-level traces",
+        "",
+        "Written by `PYTHONPATH=tests python -m support.trainer_validation` from `tests/data/traces.json`; "
+        f"traced with {', '.join(f'{k} {v}' for k, v in versions.items())} on {rows()[0]['date']}, CPU, no GPU. What a trace is, and "
+        "what it cannot see: [tracer.md](tracer.md). Errors are predicted over traced peak, minus one.",
+        "",
+        "| rows | phase | n | median | p95 | worst | lowest | highest |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for split in ("fit", "held_out", None):
+        for phase in ("log_prob", "update", "optimizer_step", None):
+            chosen = [c for c in found if split in (None, c.split) and phase in (None, c.phase)]
+            if chosen:
+                s = summary(chosen)
+                figures = " | ".join(f"{100 * s[k]:+.2f} %" for k in ("median", "p95", "worst", "lowest", "highest"))
+                lines.append(f"| {split or 'all'} | {phase or 'all'} | {s['phases']:.0f} | {figures} |")
+    lines += ["", "The largest errors:", "", "| error | phase | case | traced | predicted |", "|---|---|---|---|---|"]
+    for c in sorted(found, key=lambda c: -abs(c.error))[:20]:
+        lines.append(
+            f"| {100 * c.error:+.2f} % | {c.phase} | {_named(c.case)} | {c.traced_bytes / 2**30:.2f} GiB "
+            f"| {c.predicted_bytes / 2**30:.2f} GiB |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _named(case: dict[str, Any]) -> str:
+    """The model and what is not usual about the case."""
+    usual = {
+        "role": "actor", "padded": False, "ulysses": 1, "sequences": 1, "reshard_after_forward": True, "no_sync": False,
+        "checkpointing": True, "master_dtype": "fp32", "compute_dtype": "bf16", "lora_rank": 0, "temperature": 1.0,
+        "log_prob": "flash_ce", "entropy": "compiled", "update_entropy": False, "log_prob_entropy": True, "kl_loss": False,
+        "entropy_chunk": 2048, "entropy_checkpointing": False, "fused": "none", "micro_batches": 1, "model": None,
+    }  # fmt: skip
+    special = [f"{k}={v}" for k, v in case.items() if k in usual and v != usual[k] and k != "model"]
+    return f"{case['model']} {case['strategy']} x{case['ranks']} {case['tokens']} tokens " + " ".join(special)
+
+
+if __name__ == "__main__":
+    PAGE.parent.mkdir(parents=True, exist_ok=True)
+    PAGE.write_text(table(), encoding="utf-8")
+    print(table())
