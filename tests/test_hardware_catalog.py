@@ -39,6 +39,13 @@ def test_an_assumed_capacity_is_said() -> None:
     assert catalog.load("h200").warnings == ()
 
 
+def test_a_capacity_that_the_user_set_is_no_assumption() -> None:
+    """Who brings his own number is not told that the file's is assumed."""
+    node = OmegaConf.load(conf_dir() / "hardware" / "gb200.yaml").memfit.hardware
+    node.capacity_bytes = 186 << 30
+    assert catalog.from_mapping(node, "the command line").warnings == ()
+
+
 def test_an_unknown_name_lists_the_known_ones_and_the_way_out() -> None:
     """The error holds every name, the nearest one, and the override for a card without a file."""
     with pytest.raises(UnknownName) as caught:

@@ -194,8 +194,9 @@ def _first(values: Mapping[str, Any], *keys: str) -> int | None:
 
 
 def _assumptions(name: str, values: Mapping[str, Any]) -> Iterator[str]:
-    sources = values.get("sources") or {}
-    entry = sources.get("capacity_bytes") if hasattr(sources, "get") else None
-    if entry is not None and entry.get("kind") == "assumed":
+    """Yield what a user should know; a capacity that he set himself is not an assumption of the file."""
+    entry = (values.get("sources") or {}).get("capacity_bytes") or {}
+    of_file = values["capacity_bytes"] in (values.get("capacity_range_bytes") or (values["capacity_bytes"],))
+    if entry.get("kind") == "assumed" and of_file:
         yield f"the capacity of {name} is assumed, not measured: {entry.get('note')}"
     yield from values.get("warnings") or ()

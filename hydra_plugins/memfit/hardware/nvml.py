@@ -66,7 +66,10 @@ def _report(environ: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _command() -> list[str]:
-    bindings = importlib.util.find_spec("pynvml")
+    try:
+        bindings = importlib.util.find_spec("pynvml")
+    except ValueError:  # something put a module of that name in place that has no origin
+        bindings = None
     if bindings is None or bindings.origin is None:
         raise HardwareNotDetected("the NVML bindings are not installed: pip install nvidia-ml-py.")
     if not sys.executable:

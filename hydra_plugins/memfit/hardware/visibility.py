@@ -10,13 +10,15 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import TypeVar
 
 from hydra_plugins.memfit.base.errors import HardwareNotDetected
 
 VARIABLE = "CUDA_VISIBLE_DEVICES"
 _NUMBER = re.compile(r"[+-]?\d+")
-_T = TypeVar("_T")
+_Entry = TypeVar("_Entry", int, str)
+_Device = TypeVar("_Device")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,23 +74,31 @@ def select(boards: Sequence[Board], environ: Mapping[str, str]) -> Selection:
     if value is None:
         return _of_boards(usable)
     if value.startswith("MIG-"):
-        return _of_slices(value, usable)
+        slices = [reading for board in usable for reading in board.slices]
+        return _one_slice(_found(value, _prefixed("MIG-", value), lambda name: _slice_named(name, slices)))
     if value.startswith("GPU-"):
-        return _of_boards(_listed(value, lambda entry: _by_uuid(entry, usable)))
-    chosen = _listed(value, lambda entry: _by_number(entry, usable))
+        return _of_boards(_found(value, _prefixed("GPU-", value), lambda name: _by_uuid(name, usable)))
+    chosen = _found(value, _numbers(value), lambda number: usable[number] if number < len(usable) else None)
     return _in_unknown_order(chosen, usable, environ) or _of_boards(chosen)
 
 
-def _listed(value: str, find: Callable[[str], _T | None]) -> list[_T]:
+def _prefixed(prefix: str, value: str) -> list[str]:
+    """Return the entries up to the first of another form."""
+    return list(takewhile(lambda entry: entry.startswith(prefix), map(str.strip, value.split(","))))
+
+
+def _numbers(value: str) -> list[int]:
+    """Return the entries as numbers, up to the first that is none, or negative."""
+    matches = (_NUMBER.match(entry.strip()) for entry in value.split(","))
+    return list(takewhile(lambda number: number >= 0, (int(match.group()) if match else -1 for match in matches)))
+
+
+def _found(value: str, entries: Sequence[_Entry], find: Callable[[_Entry], _Device | None]) -> list[_Device]:
     """Return what the entries name, up to the first that names nothing; raises where that is nothing at all."""
-    chosen: list[_T] = []
-    for entry in value.split(","):
-        found = find(entry.strip())
-        if found is None:
-            break
-        if found in chosen:
-            raise HardwareNotDetected(f"{VARIABLE}={value!r} names one device twice: CUDA then shows none.")
-        chosen.append(found)
+    devices = list(takewhile(lambda device: device is not None, map(find, entries)))
+    chosen = [device for device in devices if device is not None]
+    if len(set(entries)) < len(entries) or len(set(chosen)) < len(chosen):
+        raise HardwareNotDetected(f"{VARIABLE}={value!r} names one device twice: CUDA then shows none.")
     if not chosen:
         raise HardwareNotDetected(_nothing_visible(value))
     return chosen
@@ -108,28 +118,17 @@ def _nothing_visible(value: str) -> str:
     return f"{VARIABLE}={value!r}: its first entry {first!r} names no device of this host, so CUDA shows none."
 
 
-def _by_number(entry: str, boards: Sequence[Board]) -> Board | None:
-    match = _NUMBER.match(entry)
-    number = int(match.group()) if match else -1
-    return boards[number] if 0 <= number < len(boards) else None
-
-
 def _by_uuid(entry: str, boards: Sequence[Board]) -> Board | None:
-    matches = [board for board in boards if entry.startswith("GPU-") and (board.uuid or "").startswith(entry)]
+    matches = [board for board in boards if (board.uuid or "").startswith(entry)]
     return matches[0] if len(matches) == 1 else None
 
 
-def _slice_by_name(entry: str, slices: Sequence[Reading]) -> Reading | None:
+def _slice_named(entry: str, slices: Sequence[Reading]) -> Reading | None:
     def named(reading: Reading) -> bool:
         return entry == reading.mig_path or (entry != "MIG-" and (reading.uuid or "").startswith(entry))
 
     matches = [reading for reading in slices if named(reading)]
     return matches[0] if len(matches) == 1 else None
-
-
-def _of_slices(value: str, boards: Sequence[Board]) -> Selection:
-    slices = [reading for board in boards for reading in board.slices]
-    return _one_slice(_listed(value, lambda entry: _slice_by_name(entry, slices)))
 
 
 def _one_slice(slices: Sequence[Reading]) -> Selection:
