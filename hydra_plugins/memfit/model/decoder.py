@@ -13,6 +13,10 @@ from hydra_plugins.memfit.model.layers import Block, Linear, delta_net, feed_for
 from hydra_plugins.memfit.model.values import Values
 
 
+MAX_LAYERS = 10_000
+"""Beyond any model; keeps a nonsensical config.json from filling the memory."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Decoder:
     """The decoder layers: which kinds there are, and how often."""
@@ -89,10 +93,12 @@ class Decoder:
 def attention_kinds(values: Values, family: Family) -> list[str]:
     """Return one of full_attention, sliding_attention, linear_attention for each layer."""
     number, given = values.size("num_hidden_layers"), values.items("layer_types")
+    if number > MAX_LAYERS:
+        raise ModelNotFound(f"{values.owner}: num_hidden_layers is {number}; no model has more than {MAX_LAYERS}.")
     if given is not None and (family.window != "never" or family.linear_attention):
         if len(given) < number:
             raise ModelNotFound(f"{values.owner}: layer_types names {len(given)} layers, num_hidden_layers {number}.")
-        return [str(kind) for kind in given[:number]]
+        return [_known_kind(values, family, kind) for kind in given[:number]]
     if family.linear_attention:
         return _every(values.size("full_attention_interval"), number, "linear_attention")
     if not values.count("sliding_window"):
@@ -105,6 +111,13 @@ def attention_kinds(values: Values, family: Family) -> list[str]:
         first = values.count("max_window_layers") if values.flag("use_sliding_window") else number
         return ["full_attention" if i < first else "sliding_attention" for i in range(number)]
     return ["sliding_attention" if family.window == "always" else "full_attention"] * number
+
+
+def _known_kind(values: Values, family: Family, kind: object) -> str:
+    known = ["full_attention", "linear_attention" if family.linear_attention else "sliding_attention"]
+    if kind not in known:
+        raise ModelNotFound(f"{values.owner}: layer_types has {kind!r}, which {family.architecture} has not ({known}).")
+    return str(kind)
 
 
 def _every(period: int, number: int, others: str) -> list[str]:

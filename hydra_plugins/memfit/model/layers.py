@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from hydra_plugins.memfit.base.errors import ModelNotFound
 from hydra_plugins.memfit.model.families import Attention, Experts, Family, Mlp
 from hydra_plugins.memfit.model.values import Values
 
@@ -56,7 +57,11 @@ class Block:
 
 def head_dim(values: Values) -> int:
     """Return the width of one head: given, else hidden_size // num_attention_heads."""
-    return values.optional("head_dim") or values.size("hidden_size") // values.size("num_attention_heads")
+    h, a = values.size("hidden_size"), values.size("num_attention_heads")
+    d = values.optional("head_dim") or h // a
+    if not d:
+        raise ModelNotFound(f"{values.owner}: {a} num_attention_heads do not fit into a hidden_size of {h}.")
+    return d
 
 
 def num_key_value_heads(values: Values) -> int:

@@ -47,6 +47,13 @@ class Values:
             raise ModelNotFound(f"{self.owner}: {key} is {number!r}; a size > 0 is needed.")
         return number
 
+    def number(self, key: str) -> float:
+        """Return a number > 0, whole or not; raises `ModelNotFound` for anything else."""
+        value = self.get(key)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
+            raise ModelNotFound(f"{self.owner}: {key} is {value!r}; a number > 0 is needed.")
+        return value
+
     def items(self, key: str) -> Sequence[object] | None:
         """Return a list, or None where the key is null; raises `ModelNotFound` for anything else."""
         value = self.get(key)

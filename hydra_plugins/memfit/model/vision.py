@@ -36,7 +36,7 @@ def _merged(values: Values, h: int) -> int:
 
 def _qwen2(values: Values, text: Values) -> int:
     h, frames = values.size("embed_dim"), values.size("temporal_patch_size")
-    f = int(h * float(str(values.get("mlp_ratio"))))
+    f = int(h * values.number("mlp_ratio"))
     block = 4 * h + _attention(h) + _linear(h, f) + _linear(f, h)
     wide = _merged(values, h)
     merger = 2 * h + _linear(wide, wide) + _linear(wide, values.size("hidden_size"))

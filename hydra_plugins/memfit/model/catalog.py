@@ -1,0 +1,95 @@
+"""The checkpoints of ``conf/model``: one YAML file each, read only when it is asked for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import yaml
+
+from hydra_plugins.memfit.base.errors import ConfigError, UnknownName
+from hydra_plugins.memfit.base.paths import conf_dir
+
+_ABOUT = ("name", "hub_ids", "parameters", "sources")
+"""Keys of a file that say something about the checkpoint; all others are keys of config.json."""
+_HUB_ID = re.compile(r'^  - "([^"/]+/[^"/]+)"$', re.MULTILINE)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Entry:
+    """One file of ``conf/model``."""
+
+    name: str
+    hub_ids: tuple[str, ...]
+    """Checkpoints of exactly this shape."""
+    parameters: int
+    """The count that was compared with the model class."""
+    config: Mapping[str, object]
+    """Keys of config.json; those of a text_config stand at the top."""
+    kind: str
+    """``read`` from a stored copy, or ``recalled``."""
+
+
+def directory() -> Path:
+    """Return the folder of the files."""
+    return conf_dir() / "model"
+
+
+@cache
+def names() -> list[str]:
+    """Return the names for ``+model=``, sorted."""
+    return sorted(path.stem for path in directory().glob("*.yaml"))
+
+
+def read(name: str) -> Entry:
+    """Return one file; raises `UnknownName` with the known names."""
+    if name not in names():
+        raise UnknownName("model", name, names(), "Any other checkpoint: give its directory or hub id as model path.")
+    return _entry(name, _parse((directory() / f"{name}.yaml").read_text(encoding="utf-8")))
+
+
+def find(hub_id: str) -> str | None:
+    """Return the name of the file for this hub id, whatever its case."""
+    return _index().get(hub_id.lower())
+
+
+def find_basename(basename: str) -> str | None:
+    """Return the file whose name, or one of whose hub ids' last part, is this; None where it is not unique."""
+    wanted = basename.lower()
+    if wanted in names():
+        return wanted
+    found = {name for hub_id, name in _index().items() if hub_id.split("/")[1] == wanted}
+    return found.pop() if len(found) == 1 else None
+
+
+def split(node: Mapping[str, object]) -> tuple[dict[str, object], dict[str, object]]:
+    """Return what a node says about the checkpoint, and its keys of config.json."""
+    about = {key: node[key] for key in _ABOUT if key in node}
+    return about, {str(key): value for key, value in node.items() if key not in _ABOUT}
+
+
+@cache
+def _index() -> dict[str, str]:
+    """Hub ids in lower case -> name of the file; found as text, because parsing every file would take 100 times longer."""
+    return {
+        hub_id.lower(): name
+        for name in names()
+        for hub_id in _HUB_ID.findall((directory() / f"{name}.yaml").read_text(encoding="utf-8"))
+    }
+
+
+def _parse(text: str) -> Mapping[str, object]:
+    node = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    return node if isinstance(node, Mapping) else {}
+
+
+def _entry(name: str, node: Mapping[str, object]) -> Entry:
+    about, config = split(node)
+    hub_ids, parameters, sources = about.get("hub_ids"), about.get("parameters"), about.get("sources")
+    if not isinstance(hub_ids, list) or not isinstance(parameters, int) or not isinstance(sources, Mapping):
+        raise ConfigError(f"conf/model/{name}.yaml: hub_ids, parameters and sources are needed.")
+    kind = str(sources["architecture"]["kind"])
+    return Entry(name=name, hub_ids=tuple(map(str, hub_ids)), parameters=parameters, config=config, kind=kind)
