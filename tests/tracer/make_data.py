@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 from tracer.case import Case
-from tracer.report import trace
 from tracer.rows import cases
 
 PATH = Path(__file__).parents[1] / "data" / "traces.json"
@@ -41,6 +40,8 @@ def split(case: Case) -> str:
 
 def row(case: Case) -> Row:
     """Trace one case."""
+    from tracer.report import trace
+
     parameters, phases = trace(case)
     result: Row = {"case": asdict(case), "split": split(case), "parameters": parameters, "phases": {}}
     for name, peak in phases.items():

@@ -1,0 +1,132 @@
+"""The tracer's stand-ins and corrections, each against the part of torch that it stands for."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.verl
+ROWS, COLUMNS = 96, 1000
+
+
+@contextlib.contextmanager
+def torch_autocast() -> Iterator[None]:
+    """CUDA's own autocast: its dispatch needs no device, only `torch.autocast` refuses without one."""
+    import torch
+
+    torch.set_autocast_enabled("cuda", True)
+    torch.set_autocast_dtype("cuda", torch.bfloat16)
+    torch.autocast_increment_nesting()
+    try:
+        yield
+    finally:
+        torch.autocast_decrement_nesting()
+        torch.clear_autocast_cache()
+        torch.set_autocast_enabled("cuda", False)
+
+
+def allocations(function: Callable[[Any], Any], device: str, autocast: Any) -> list[tuple[str, int]]:
+    """Return operator and bytes of everything that a function of bf16 logits allocates."""
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    from tracer.ledger import Ledger
+
+    ledger = Ledger()
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        logits = torch.empty(ROWS, COLUMNS, dtype=torch.bfloat16, device=device)
+        labels = torch.empty(ROWS, dtype=torch.int64, device=device)
+        with ledger, autocast:
+            function((logits, labels))
+    return [(b.op, b.num_bytes) for b in ledger.blocks]
+
+
+@pytest.mark.parametrize("name", ["entropy_from_logits", "logprobs_from_logits_v2", "logprobs_from_logits_naive"])
+def test_casts_are_those_of_cuda_autocast(name: str) -> None:
+    """verl's head allocates the same, operator by operator, under CUDA's autocast and under the tracer's."""
+    import verl.utils.torch_functional as head
+
+    from tracer.head import CudaAutocast
+
+    def run(inputs: Any) -> Any:
+        logits, labels = inputs
+        return getattr(head, name)(logits) if name == "entropy_from_logits" else getattr(head, name)(logits, labels)
+
+    ours = allocations(run, "cpu", CudaAutocast())
+    assert ours == allocations(run, "cuda", torch_autocast())
+    assert any(num_bytes == 4 * COLUMNS * (ROWS if "v2" not in name else 1) for _, num_bytes in ours)
+
+
+def test_compiled_entropy_keeps_what_the_partitioner_keeps() -> None:
+    """AOTAutograd saves the bf16 logits and three numbers a row, and returns a bf16 gradient; so does the stand-in."""
+    import torch
+    from torch._functorch.aot_autograd import aot_function
+    from torch._functorch.partitioners import min_cut_rematerialization_partition
+    from torch._inductor.decomposition import select_decomp_table
+    from verl.utils.torch_functional import entropy_from_logits
+
+    from tracer.head import CudaAutocast
+    from tracer.kernels import CompiledEntropy
+
+    graphs: list[Any] = []
+
+    def entropy(logits: Any) -> Any:
+        with CudaAutocast():
+            return entropy_from_logits(logits)
+
+    def keep(graph: Any, _: Any) -> Any:
+        graphs.append(graph)
+        return graph
+
+    logits = torch.randn(ROWS, COLUMNS, dtype=torch.bfloat16, requires_grad=True)
+    partition = {"partition_fn": min_cut_rematerialization_partition, "decompositions": select_decomp_table()}
+    aot_function(entropy, keep, keep, **partition)(logits).sum().backward()
+    inputs = [n.meta["val"] for n in graphs[1].graph.nodes if n.op == "placeholder" and "tangents" not in n.name]
+    saved = sorted((x.numel(), x.dtype) for x in inputs)
+    stand_in = CompiledEntropy.apply(logits).grad_fn.saved_tensors
+    assert saved == sorted((x.numel(), x.dtype) for x in stand_in)
+    assert logits.grad is not None
+    assert logits.grad.dtype == torch.bfloat16
+
+
+def test_views_are_no_memory_and_resizing_is() -> None:
+    """The ledger counts storages: a view adds nothing, a resize releases the old bytes and takes the new ones."""
+    import torch
+
+    from tracer.ledger import Ledger
+
+    ledger = Ledger()
+    with ledger:
+        x = torch.empty(1000, dtype=torch.uint8)
+        y = x.view(10, 100)[2:]
+        x.untyped_storage().resize_(0)
+        x.untyped_storage().resize_(3000)
+        del x, y
+    assert [(ledger.blocks[i].num_bytes, change) for i, change in ledger.log] == [
+        (1000, 1), (1000, -1), (3000, 1), (3000, -1),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("uses", [1, 2, 3])
+def test_gradients_of_one_tensor_are_summed_in_place(uses: int) -> None:
+    """However often a tensor is used, its gradient and one partial gradient are the most that is alive."""
+    import torch
+
+    from tracer.ledger import Ledger
+
+    weight = torch.ones(1000, requires_grad=True)
+    ledger = Ledger()
+    with ledger:
+        loss = sum((weight.exp().sum() for _ in range(uses)), start=torch.zeros(()))
+        start = len(ledger.log)
+        with ledger.backward_pass():
+            loss.backward()  # type: ignore[union-attr]
+    level = peak = 0
+    for index, change in ledger.log[start:]:
+        block = ledger.blocks[index]
+        level += change * block.num_bytes if block.backward else 0
+        peak = max(peak, level)
+    assert peak <= 4000 * min(uses, 2) + 100
