@@ -23,8 +23,21 @@ MODEL = "actor_rollout_ref.model.path=Qwen/Qwen2.5-3B-Instruct"
 MICRO = "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu"
 LOG_PROB = "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu"
 TENSOR = "actor_rollout_ref.rollout.tensor_model_parallel_size=1"
-SMALL = ("--framework", "verl", "--hardware", "h200", "--gpus", "1", MODEL, TENSOR, f"{MICRO}=1", f"{LOG_PROB}=1")
-LARGE = ("--framework", "verl", "--hardware", "a40", "--gpus", "1", MODEL, TENSOR, f"{MICRO}=64", f"{LOG_PROB}=256")
+GRPO = "algorithm.adv_estimator=grpo"
+SMALL = ("--framework", "verl", "--hardware", "h200", "--gpus", "1", MODEL, GRPO, TENSOR, f"{MICRO}=1", f"{LOG_PROB}=1")
+LARGE = (
+    "--framework",
+    "verl",
+    "--hardware",
+    "a40",
+    "--gpus",
+    "1",
+    MODEL,
+    GRPO,
+    TENSOR,
+    f"{MICRO}=64",
+    f"{LOG_PROB}=256",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -80,7 +93,7 @@ def test_check_judges_and_changes_nothing(
 
 def test_overrides_of_a_plan_make_the_launch_fit(capsys: pytest.CaptureFixture[str]) -> None:
     """Pasted back, the printed overrides give a launch that fits with the peak that the plan predicted."""
-    launch = ("--hardware", "a100-80", "--gpus", "4", MODEL, f"{MICRO}=64", f"{LOG_PROB}=256")
+    launch = ("--hardware", "a100-80", "--gpus", "4", MODEL, GRPO, f"{MICRO}=64", f"{LOG_PROB}=256")
     assert Answer(capsys, "check", *launch).status == 3
     plan = Answer(capsys, "plan", *launch, "--json").json
     text = Answer(capsys, "plan", *launch).out
@@ -93,19 +106,21 @@ def test_overrides_of_a_plan_make_the_launch_fit(capsys: pytest.CaptureFixture[s
 
 def test_training_is_left_alone(capsys: pytest.CaptureFixture[str]) -> None:
     """A plan changes neutral knobs only."""
-    launch = ("--hardware", "a100-80", "--gpus", "4", MODEL, f"{MICRO}=64", f"{LOG_PROB}=256")
+    launch = ("--hardware", "a100-80", "--gpus", "4", MODEL, GRPO, f"{MICRO}=64", f"{LOG_PROB}=256")
     changes = Answer(capsys, "plan", *launch, "--json").json["changes"]
     assert {change["kind"] for change in changes} == {"neutral"}
 
 
 def test_a_file_and_words_give_the_same_answer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Nested keys, dotted keys and words are the same launch; words win over the file."""
-    values = dict(word.split("=") for word in SMALL if "=" in word)
+    values = {
+        key: int(text) if text.isdecimal() else text for key, _, text in (w.partition("=") for w in SMALL) if text
+    }
     dotted, nested = tmp_path / "dotted.json", tmp_path / "nested.yaml"
     dotted.write_text(json.dumps({**values, "trainer.n_gpus_per_node": 8}))
     nested.write_text(
         "defaults: [ppo_trainer]\nhydra: {run: {dir: x}}\nmemfit: {margin: 0.05}\n"
-        "actor_rollout_ref:\n  model: {path: Qwen/Qwen2.5-3B-Instruct}\n"
+        "algorithm.adv_estimator: grpo\nactor_rollout_ref:\n  model: {path: Qwen/Qwen2.5-3B-Instruct}\n"
         "  actor.ppo_micro_batch_size_per_gpu: 1\n  rollout: {log_prob_micro_batch_size_per_gpu: 1}\n"
         "  rollout.tensor_model_parallel_size: 1\ntrainer: {n_gpus_per_node: 1}\n"
     )
@@ -120,7 +135,7 @@ def test_a_file_and_words_give_the_same_answer(tmp_path: Path, capsys: pytest.Ca
 
 def test_a_pasted_launch_line_pins_what_stands_behind_the_group(capsys: pytest.CaptureFixture[str]) -> None:
     """`+hardware=` among the words is the flag, and the rule of order holds."""
-    words = (MODEL, "trainer.n_gpus_per_node=4", f"{LOG_PROB}=256", "+hardware=a100-80", f"{MICRO}=4")
+    words = (MODEL, GRPO, "trainer.n_gpus_per_node=4", f"{LOG_PROB}=256", "+hardware=a100-80", f"{MICRO}=4")
     document = Answer(capsys, "plan", *words, "--json").json
     assert document["hardware"]["name"] == "a100-80"
     assert document["pinned"] == [MICRO]
@@ -140,7 +155,7 @@ def test_options_and_words_stand_in_any_order(words: tuple[str, ...], capsys: py
     """Options may stand between the words; `--gpus` wins over the config's count."""
     words = tuple(f"+{word}" if word == "a=1" else word for word in words)
     document = Answer(
-        capsys, "check", MODEL, *words, "--hardware", "h200", f"{MICRO}=1", f"{LOG_PROB}=1", "--json"
+        capsys, "check", MODEL, GRPO, *words, "--hardware", "h200", f"{MICRO}=1", f"{LOG_PROB}=1", "--json"
     ).json
     assert document["hardware"]["gpus_per_node"] == 2
 
@@ -223,10 +238,10 @@ def test_what_would_kill_a_launch_for_another_reason(
     """Expandable segments beside vLLM: exit status 2 with the fix; under `memfit.strict=false` a warning."""
     monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     for command in ("check", "plan"):
-        stopped = Answer(capsys, command, *SMALL)
+        stopped = Answer(capsys, command, *SMALL, "memfit.engine_version=0.11.0")
         assert stopped.status == 2
         assert "expandable_segments" in stopped.err
-        warned = Answer(capsys, command, *SMALL, "memfit.strict=false", "--json")
+        warned = Answer(capsys, command, *SMALL, "memfit.engine_version=0.11.0", "memfit.strict=false", "--json")
         assert warned.status == 0
         assert any("expandable_segments" in warning for warning in warned.json["warnings"])
 
