@@ -14,7 +14,13 @@ from hydra_plugins.memfit.base.errors import HardwareNotDetected
 from hydra_plugins.memfit.base.units import GIB
 from hydra_plugins.memfit.hardware import tpu
 
-TPU_ENV_V4 = "ACCELERATOR_TYPE: 'v4-16'\nCHIPS_PER_HOST_BOUNDS: '2,2,1'\nHOST_BOUNDS: '1,1,2'\nWORKER_ID: '0'\nZONE: 'us-central2-b'\n"
+TPU_ENV_V4 = """\
+ACCELERATOR_TYPE: 'v4-16'
+CHIPS_PER_HOST_BOUNDS: '2,2,1'
+HOST_BOUNDS: '1,1,2'
+WORKER_ID: '0'
+ZONE: 'us-central2-b'
+"""
 
 
 class Asked:

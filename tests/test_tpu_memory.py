@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.tpu_models import model
-from support.tpu_survey import rows, step
 
 from hydra_plugins.memfit.base.settings import Settings
 from hydra_plugins.memfit.base.units import GIB
@@ -20,6 +18,8 @@ from hydra_plugins.memfit.memory import xla_training
 from hydra_plugins.memfit.memory.breakdown import Estimate
 from hydra_plugins.memfit.memory.xla_training import XlaStep
 from hydra_plugins.memfit.planning.context import Context
+from support.tpu_models import model
+from support.tpu_survey import rows, step
 
 RUNS: list[dict[str, Any]] = json.loads((Path(__file__).parent / "data/tpu_observed.json").read_text())["runs"]
 STEPS = [row for row in rows() if row.get("kind", "train_step") == "train_step" and "natural_bytes" in row]

@@ -69,7 +69,7 @@ class _Rows:
 def _lower_train(program: Program, decoder: Decoder, params: Any, mesh: Mesh) -> Any:
     whole = NamedSharding(mesh, PartitionSpec())
     counter = jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)
-    state = {"step": counter, "params": params} | {name: params for name in _MOMENTS[program.optimizer]}
+    state = {"step": counter, "params": params} | dict.fromkeys(_MOMENTS[program.optimizer], params)
     if program.accumulate:
         state |= {"micro_step": counter, "accumulated": params}
     row, length = _Rows(program, mesh), program.tokens

@@ -1,4 +1,4 @@
-"""What is compiled: one program of a GRPO run on a described TPU slice. Plain data, so that it can be cached and sent to a child process."""
+"""What is compiled: one program of a GRPO run on a described TPU slice, as plain data that can be sent and cached."""
 
 from __future__ import annotations
 
