@@ -20,51 +20,24 @@ import argparse
 import contextlib
 import json
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import torch
 import transformers
+import yaml
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
-# Published config.json values; only what changes shapes.
-MODELS: dict[str, dict[str, Any]] = {
-    "tiny-llama": dict(model_type="llama", hidden_size=64, intermediate_size=160, num_hidden_layers=3,
-                       num_attention_heads=4, num_key_value_heads=2, vocab_size=5000, tie_word_embeddings=True),
-    "tiny-qwen3": dict(model_type="qwen3", hidden_size=64, intermediate_size=160, num_hidden_layers=3, head_dim=32,
-                       num_attention_heads=4, num_key_value_heads=2, vocab_size=5000, tie_word_embeddings=False),
-    "tiny-mistral": dict(model_type="mistral", hidden_size=64, intermediate_size=160, num_hidden_layers=3,
-                         num_attention_heads=4, num_key_value_heads=2, vocab_size=5000, sliding_window=16,
-                         tie_word_embeddings=False),
-    "smollm2-135m": dict(model_type="llama", hidden_size=576, intermediate_size=1536, num_hidden_layers=30,
-                         num_attention_heads=9, num_key_value_heads=3, vocab_size=49152, tie_word_embeddings=True),
-    "qwen2.5-0.5b": dict(model_type="qwen2", hidden_size=896, intermediate_size=4864, num_hidden_layers=24,
-                         num_attention_heads=14, num_key_value_heads=2, vocab_size=151936, tie_word_embeddings=True),
-    "qwen2.5-1.5b": dict(model_type="qwen2", hidden_size=1536, intermediate_size=8960, num_hidden_layers=28,
-                         num_attention_heads=12, num_key_value_heads=2, vocab_size=151936, tie_word_embeddings=True),
-    "qwen2.5-7b": dict(model_type="qwen2", hidden_size=3584, intermediate_size=18944, num_hidden_layers=28,
-                       num_attention_heads=28, num_key_value_heads=4, vocab_size=152064, tie_word_embeddings=False),
-    "qwen3-4b": dict(model_type="qwen3", hidden_size=2560, intermediate_size=9728, num_hidden_layers=36,
-                     num_attention_heads=32, num_key_value_heads=8, head_dim=128, vocab_size=151936,
-                     tie_word_embeddings=True),
-    "llama-3.1-8b": dict(model_type="llama", hidden_size=4096, intermediate_size=14336, num_hidden_layers=32,
-                         num_attention_heads=32, num_key_value_heads=8, vocab_size=128256, tie_word_embeddings=False),
-    "llama-2-7b": dict(model_type="llama", hidden_size=4096, intermediate_size=11008, num_hidden_layers=32,
-                       num_attention_heads=32, num_key_value_heads=32, vocab_size=32000, tie_word_embeddings=False),
-    "mistral-7b-v0.1": dict(model_type="mistral", hidden_size=4096, intermediate_size=14336, num_hidden_layers=32,
-                            num_attention_heads=32, num_key_value_heads=8, vocab_size=32000, sliding_window=4096,
-                            tie_word_embeddings=False),
-    "qwen3-30b-a3b": dict(model_type="qwen3_moe", hidden_size=2048, intermediate_size=6144, num_hidden_layers=48,
-                          num_attention_heads=32, num_key_value_heads=4, head_dim=128, vocab_size=151936,
-                          num_experts=128, num_experts_per_tok=8, moe_intermediate_size=768,
-                          tie_word_embeddings=False),
-}  # fmt: skip
+MODELS: dict[str, dict[str, Any]] = yaml.safe_load(
+    (Path(__file__).parents[1] / "data" / "generation_models.yaml").read_text()
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -237,7 +210,8 @@ def _decided(case: Case, steps: int) -> Iterator[None]:
 
 
 def _generation_config(case: Case) -> Any:
-    sampling = dict(temperature=case.temperature, top_k=case.top_k, top_p=case.top_p) if case.do_sample else {}
+    names = ("temperature", "top_k", "top_p") if case.do_sample else ()
+    sampling = {name: getattr(case, name) for name in names}
     return transformers.GenerationConfig(
         max_new_tokens=case.new,
         do_sample=case.do_sample,

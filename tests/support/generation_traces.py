@@ -2,11 +2,13 @@
 
     PYTHONPATH=tests python -m support.generation_traces tests/data/generation_traces.json
 
-A row is ``fit`` (formulas may be read off it) or ``held_out`` (it only judges them), drawn once with a fixed seed.
+Rows of `spread` are ``fit``: the formulas may be read off them. Rows of `drawn` are ``held_out``: drawn at random after the
+formulas stood, they only judge them.
 """
 
 from __future__ import annotations
 
+import datetime
 import json
 import random
 import sys
@@ -16,76 +18,123 @@ from typing import Any
 
 import torch
 import transformers
-from support.generation_tracer import Case, trace
 
-SPLIT_SEED = 5
+from support.generation_tracer import MODELS, Case, trace
+
+DRAW_SEED = 20261121
 
 
-def cases() -> list[Case]:
-    """Return the spread: models, lengths, rows, attention, caches, samplers, beams."""
-    options: list[dict[str, Any]] = []
-    for model in ("smollm2-135m", "qwen2.5-0.5b", "qwen2.5-1.5b", "qwen2.5-7b", "qwen3-4b", "llama-3.1-8b", "llama-2-7b"):
+def spread() -> list[Case]:
+    """Return one case for each thing that can matter: models, lengths, rows, attention, caches, samplers, beams."""
+    options: list[Case] = []
+    for model in (
+        "smollm2-135m",
+        "qwen2.5-0.5b",
+        "qwen2.5-1.5b",
+        "qwen2.5-7b",
+        "qwen3-4b",
+        "llama-3.1-8b",
+        "llama-2-7b",
+    ):
         options += [
-            dict(model=model, rows=15, prompt=200, new=120),
-            dict(model=model, rows=64, prompt=64, new=1024, temperature=0.7),
-            dict(model=model, rows=4, prompt=4096, new=512, top_k=50),
-            dict(model=model, rows=32, prompt=300, new=700, padded=True, temperature=0.7, top_p=0.9),
+            Case(model=model, rows=15, prompt=200, new=120),
+            Case(model=model, rows=64, prompt=64, new=1024, temperature=0.7),
+            Case(model=model, rows=4, prompt=4096, new=512, top_k=50),
+            Case(model=model, rows=32, prompt=300, new=700, padded=True, temperature=0.7, top_p=0.9),
         ]
     options += [
-        dict(model="qwen2.5-1.5b", rows=256, prompt=128, new=128, top_p=0.95),
-        dict(model="qwen2.5-1.5b", rows=1, prompt=16384, new=64),
-        dict(model="qwen2.5-1.5b", rows=1, prompt=512, new=8192, top_p=0.95),
-        dict(model="qwen2.5-1.5b", rows=128, prompt=16, new=2000),
-        dict(model="qwen2.5-1.5b", rows=128, prompt=16, new=2000, padded=True),
-        dict(model="qwen2.5-1.5b", rows=16, prompt=1024, new=256, dtype="float32"),
-        dict(model="qwen2.5-0.5b", rows=64, prompt=512, new=512, dtype="float16", do_sample=False),
-        dict(model="qwen2.5-7b", rows=2, prompt=100, new=50, do_sample=False),
-        dict(model="qwen2.5-7b", rows=96, prompt=1000, new=3000, temperature=0.9, top_k=50, top_p=0.9),
-        dict(model="llama-3.1-8b", rows=48, prompt=700, new=300, output_scores=True),
-        dict(model="smollm2-135m", rows=8, prompt=128, new=256, output_scores=True),
+        Case(model="qwen2.5-1.5b", rows=256, prompt=128, new=128, top_p=0.95),
+        Case(model="qwen2.5-1.5b", rows=1, prompt=16384, new=64),
+        Case(model="qwen2.5-1.5b", rows=1, prompt=512, new=8192, top_p=0.95),
+        Case(model="qwen2.5-1.5b", rows=128, prompt=16, new=2000),
+        Case(model="qwen2.5-1.5b", rows=128, prompt=16, new=2000, padded=True),
+        Case(model="qwen2.5-1.5b", rows=16, prompt=1024, new=256, dtype="float32"),
+        Case(model="qwen2.5-0.5b", rows=64, prompt=512, new=512, dtype="float16", do_sample=False),
+        Case(model="qwen2.5-7b", rows=2, prompt=100, new=50, do_sample=False),
+        Case(model="qwen2.5-7b", rows=96, prompt=1000, new=3000, temperature=0.9, top_k=50, top_p=0.9),
+        Case(model="llama-3.1-8b", rows=48, prompt=700, new=300, output_scores=True),
+        Case(model="smollm2-135m", rows=8, prompt=128, new=256, output_scores=True),
     ]
     for model in ("qwen2.5-0.5b", "qwen3-4b", "llama-2-7b"):
         for padded in (False, True):
             options += [
-                dict(model=model, rows=8, prompt=1024, new=256, attention="eager", padded=padded),
-                dict(model=model, rows=24, prompt=64, new=2048, attention="eager", padded=padded, temperature=0.7),
-                dict(model=model, rows=16, prompt=2048, new=256, attention="flash_attention_2", padded=padded),
-                dict(model=model, rows=64, prompt=256, new=2048, attention="flash_attention_2", padded=padded),
+                Case(model=model, rows=8, prompt=1024, new=256, attention="eager", padded=padded),
+                Case(model=model, rows=24, prompt=64, new=2048, attention="eager", padded=padded, temperature=0.7),
+                Case(model=model, rows=16, prompt=2048, new=256, attention="flash_attention_2", padded=padded),
+                Case(model=model, rows=64, prompt=256, new=2048, attention="flash_attention_2", padded=padded),
             ]
         options += [
-            dict(model=model, rows=16, prompt=512, new=512, cache="static"),
-            dict(model=model, rows=64, prompt=128, new=4000, cache="static", temperature=0.7, padded=True),
-            dict(model=model, rows=4, prompt=256, new=512, beams=4, do_sample=False),
-            dict(model=model, rows=16, prompt=64, new=1024, beams=5, do_sample=False, padded=True),
-            dict(model=model, rows=8, prompt=64, new=256, beams=3, do_sample=True, temperature=0.7),
+            Case(model=model, rows=16, prompt=512, new=512, cache="static"),
+            Case(model=model, rows=64, prompt=128, new=4000, cache="static", temperature=0.7, padded=True),
+            Case(model=model, rows=4, prompt=256, new=512, beams=4, do_sample=False),
+            Case(model=model, rows=16, prompt=64, new=1024, beams=5, do_sample=False, padded=True),
+            Case(model=model, rows=8, prompt=64, new=256, beams=3, do_sample=True, temperature=0.7),
         ]
     options += [
-        dict(model="mistral-7b-v0.1", rows=4, prompt=1024, new=512),
-        dict(model="mistral-7b-v0.1", rows=4, prompt=3000, new=4000),
-        dict(model="mistral-7b-v0.1", rows=2, prompt=8192, new=512),
-        dict(model="mistral-7b-v0.1", rows=16, prompt=512, new=8000, padded=True, temperature=0.7),
-        dict(model="mistral-7b-v0.1", rows=4, prompt=512, new=8000, cache="static"),
-        dict(model="qwen3-30b-a3b", rows=15, prompt=200, new=120),
-        dict(model="qwen3-30b-a3b", rows=64, prompt=64, new=2048, temperature=0.7),
-        dict(model="qwen3-30b-a3b", rows=4, prompt=4096, new=512),
-        dict(model="qwen3-30b-a3b", rows=32, prompt=300, new=700, padded=True, top_p=0.9),
+        Case(model="mistral-7b-v0.1", rows=4, prompt=1024, new=512),
+        Case(model="mistral-7b-v0.1", rows=4, prompt=3000, new=4000),
+        Case(model="mistral-7b-v0.1", rows=2, prompt=8192, new=512),
+        Case(model="mistral-7b-v0.1", rows=16, prompt=512, new=8000, padded=True, temperature=0.7),
+        Case(model="mistral-7b-v0.1", rows=4, prompt=512, new=8000, cache="static"),
+        Case(model="qwen3-30b-a3b", rows=15, prompt=200, new=120),
+        Case(model="qwen3-30b-a3b", rows=64, prompt=64, new=2048, temperature=0.7),
+        Case(model="qwen3-30b-a3b", rows=4, prompt=4096, new=512),
+        Case(model="qwen3-30b-a3b", rows=32, prompt=300, new=700, padded=True, top_p=0.9),
     ]
-    return [Case(**o) for o in options]
+    options += [
+        Case(model="gemma-2-2b", rows=15, prompt=200, new=120),
+        Case(model="gemma-2-2b", rows=4, prompt=6000, new=300),
+        Case(model="gemma-2-2b", rows=32, prompt=300, new=4500, padded=True),
+    ]
+    return options
 
 
-def rows(chosen: list[Case]) -> list[dict[str, Any]]:
-    """Trace each case; the split depends on the place in the list alone."""
-    draw = random.Random(SPLIT_SEED)
+def drawn(count: int) -> list[Case]:
+    """Return cases drawn at random, which nobody chose for a formula."""
+    draw = random.Random(DRAW_SEED)
+    models = sorted(name for name in MODELS if not name.startswith("tiny"))
+    found = []
+    for _ in range(count):
+        beams = draw.choice((1, 1, 1, 1, 1, 1, 2, 4))
+        cache = draw.choice(("dynamic", "dynamic", "dynamic", "static"))
+        prompt = int(2 ** draw.uniform(4, 12))
+        attention = draw.choice(("sdpa", "sdpa", "flash_attention_2", "eager" if prompt < 2048 else "sdpa"))
+        found.append(
+            Case(
+                model=draw.choice(models),
+                rows=int(2 ** draw.uniform(0, 6.5)),
+                prompt=prompt,
+                new=int(2 ** draw.uniform(3, 12)),
+                attention=attention,
+                cache=cache,
+                padded=draw.random() < 0.5,
+                do_sample=draw.random() < 0.8,
+                temperature=draw.choice((1.0, 0.7)),
+                top_k=draw.choice((0, 50)),
+                top_p=draw.choice((1.0, 0.9)),
+                beams=beams,
+            )
+        )
+    return found
+
+
+def rows(chosen: list[Case], split: str) -> list[dict[str, Any]]:
+    """Trace each case."""
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+    today = datetime.date.today().isoformat()
     found = []
     for number, case in enumerate(chosen, 1):
-        split = draw.choice(("fit", "held_out"))
         result = trace(case)
-        print(f"{number}/{len(chosen)} {case.model} {result['peak_bytes']} {result['peak_op']}", file=sys.stderr, flush=True)
-        found.append({"split": split, "case": asdict(case), "versions": versions, **result})
+        print(
+            f"{number}/{len(chosen)} {case.model} {result['peak_bytes']} {result['peak_op']}",
+            file=sys.stderr,
+            flush=True,
+        )
+        found.append({"split": split, "case": asdict(case), "versions": versions, "date": today, **result})
     return found
 
 
 if __name__ == "__main__":
     transformers.logging.set_verbosity_error()
-    Path(sys.argv[1]).write_text("[\n" + ",\n".join(json.dumps(row) for row in rows(cases())) + "\n]\n")
+    table = rows(spread(), "fit") + rows(drawn(60), "held_out")
+    Path(sys.argv[1]).write_text("[\n" + ",\n".join(json.dumps(row) for row in table) + "\n]\n")

@@ -13,6 +13,7 @@ _ADAPTERS = {
     "verl": "hydra_plugins.memfit.frameworks.verl.adapter:VerlAdapter",
     "mllm-jax": "hydra_plugins.memfit.frameworks.mllm_jax.adapter:MllmJaxAdapter",
     "jax": "hydra_plugins.memfit.frameworks.jax_generic.adapter:JaxAdapter",
+    "transformers": "hydra_plugins.memfit.frameworks.transformers.adapter:TransformersAdapter",
 }
 
 

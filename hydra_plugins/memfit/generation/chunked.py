@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import gc
+import importlib
 import itertools
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -138,7 +139,9 @@ def _batches(prompts: int, questions: int, wanted: int, sequences: int) -> Itera
 class _Runner:
     """Runs rectangles, halves those that do not fit, and remembers the largest size that does."""
 
-    def __init__(self, *, model: Any, prompts: Sequence[Sequence[int]], config: Any, pad: int, seed: int, options: Any) -> None:
+    def __init__(
+        self, *, model: Any, prompts: Sequence[Sequence[int]], config: Any, pad: int, seed: int, options: Any
+    ) -> None:
         self.model, self.prompts, self.config, self.pad, self.seed = model, prompts, config, pad, seed
         self.options = options
         self.beams = config.num_beams > 1
@@ -234,10 +237,10 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     try:
-        from accelerate.utils.memory import should_reduce_batch_size
+        accelerate: Any = importlib.import_module("accelerate.utils.memory")
     except ImportError:
         return isinstance(error, RuntimeError) and "out of memory" in str(error)
-    return isinstance(error, Exception) and bool(should_reduce_batch_size(error))
+    return isinstance(error, Exception) and bool(accelerate.should_reduce_batch_size(error))
 
 
 def _release(model: Any) -> None:
@@ -256,8 +259,7 @@ def _config(model: Any, num_return_sequences: int, chunk_size: int | None, gener
 
     As in transformers: what is given goes before the model's own config, and that before the defaults.
     """
-    import transformers
-
+    transformers: Any = importlib.import_module("transformers")
     given = generate.pop("generation_config", None)
     config = copy.deepcopy(given) if given is not None else transformers.GenerationConfig()
     own = model.generation_config.to_dict()
@@ -317,7 +319,5 @@ def _reporter(progress: bool | Progress, total: int) -> tuple[Progress, Callable
         return progress, lambda: None
     if not progress:
         return lambda done, total: None, lambda: None
-    from tqdm.auto import tqdm
-
-    bar = tqdm(total=total, unit="answer")
+    bar: Any = importlib.import_module("tqdm.auto").tqdm(total=total, unit="answer")
     return lambda done, total: bar.update(done - bar.n) and None, bar.close

@@ -9,6 +9,7 @@ distribution is that of ``do_sample=True``.
 from __future__ import annotations
 
 import hashlib
+import importlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -59,8 +60,7 @@ def sampling_chain(config: Any, seeds: Sequence[int], device: Any) -> list[Any]:
 
     Raises `ConfigError` for a setting whose meaning would be lost.
     """
-    import transformers
-
+    transformers: Any = importlib.import_module("transformers")
     lost = [name for name in _UNSUPPORTED if getattr(config, name, None)]
     if lost:
         raise ConfigError(
