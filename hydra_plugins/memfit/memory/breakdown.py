@@ -165,8 +165,12 @@ class Estimate:
 
 
 def binding(phases: Iterable[PhaseEstimate]) -> PhaseEstimate:
-    """Return the first phase that does not fit, else the one with the least headroom."""
-    ordered = tuple(phases)
+    """
+    Return the first phase that does not fit, else the one with the least headroom.
+
+    A rollout counts last: its steady state holds optimizer states, which the rollout of the first step does not have yet.
+    """
+    ordered = sorted(phases, key=lambda phase: phase.name == "rollout")
     for phase in ordered:
         if not phase.fits:
             return phase

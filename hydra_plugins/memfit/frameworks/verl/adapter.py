@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hydra_plugins.memfit.base.errors import ConfigError, NotModelled
 from hydra_plugins.memfit.frameworks.verl import defaults, keys, knobs, read
-from hydra_plugins.memfit.frameworks.verl.checks import blockers, fixes, notes
+from hydra_plugins.memfit.frameworks.verl.checks import blockers, fixes, notes, unset_micro_batches
 from hydra_plugins.memfit.frameworks.verl.knobs import WRITABLE_KEYS
 from hydra_plugins.memfit.frameworks.verl.read import MODEL, Launch
 from hydra_plugins.memfit.frameworks.verl.versions import behaviour
@@ -62,7 +62,8 @@ class VerlAdapter:
         forced = {change.key: change.new for change in needed}
 
         def predict(values: Mapping[str, object]) -> Estimate:
-            return estimate(read.read(view.with_values({**forced, **values}), launch))
+            turned = view.with_values({**forced, **values})
+            return replace(estimate(read.read(turned, launch)), notes=unset_micro_batches(turned, launch))
 
         return Problem(
             framework=self.name,

@@ -125,7 +125,6 @@ def notes(view: View, launch: Launch, context: Context) -> tuple[str, ...]:
     message = _expandable_segments(view, launch, context)
     if message and EXPANDABLE_REFUSED < parse(launch.engine_version)[:2] < EXPANDABLE_TOLERATED:
         lines.append(message.replace("stops at start with", "may stop at start with (not checked for this release)"))
-    lines += _unset_micro_batches(view, launch)
     if launch.behaviour.legacy_workers and launch.settings.goal == "fast":
         lines.append(
             f"verl {launch.version} weights a token by the micro-batch that it lands in (loss_agg_mode=token-mean): "
@@ -137,14 +136,15 @@ def notes(view: View, launch: Launch, context: Context) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def _unset_micro_batches(view: View, launch: Launch) -> list[str]:
+def unset_micro_batches(view: View, launch: Launch) -> tuple[str, ...]:
+    """Return what a prediction assumes for micro-batches that are not set, where verl would refuse the launch."""
     batches = {
         f"{ACTOR}.ppo_micro_batch_size_per_gpu": r.actor_batch(view, launch),
         f"{ROLLOUT}.log_prob_micro_batch_size_per_gpu": r.rollout_log_prob_batch(view, launch),
     }
-    return [
+    return tuple(
         f"{key} is unset without use_dynamic_bsz: verl refuses that; a prediction for it takes the whole batch of one GPU, "
         f"{batch.local_sequences} sequences, at once."
         for key, batch in batches.items()
         if not batch.dynamic and batch.micro_batch is None
-    ]
+    )
