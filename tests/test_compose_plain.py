@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from omegaconf import OmegaConf
 
-from hydra_plugins.memfit.compose.plain import ABSENT, leaves, plain, value_at
+from hydra_plugins.memfit.compose.plain import ABSENT, leaves, plain, read, value_at
 
 
 def test_resolves_what_can_be_resolved() -> None:
@@ -59,3 +59,13 @@ def test_leaves() -> None:
     """An empty section is a leaf, and a list is one value."""
     assert list(leaves({"a": {"b": 1, "c": {}}, "d": [1]})) == ["a.b", "a.c", "d"]
     assert list(leaves(3, "x.y")) == ["x.y"]
+
+
+def test_read_agrees_with_plain() -> None:
+    """One key read alone is what the whole config says there, whatever its neighbours are."""
+    config = OmegaConf.create(
+        {"a": {"b": "${d.0}", "c": "${no.such.resolver:}"}, "d": [4, "???"], "e": "${a}", "f": None}
+    )
+    keys = ["a", "a.b", "a.c", "d.0", "d.1", "d.2", "e.b", "e.c", "f", "f.x", "g", "a.b.c"]
+
+    assert [read(config, key) for key in keys] == [value_at(plain(config), key) for key in keys]

@@ -27,14 +27,18 @@ def plain(config: DictConfig, *, leave_out: frozenset[str] = frozenset()) -> dic
 
 
 def _child(parent: DictConfig | ListConfig, key: Any) -> Any:
+    return _value(_node(parent, key))
+
+
+def _node(parent: DictConfig | ListConfig, key: Any) -> Any:
+    """Return the resolved child, or its text where it is missing or cannot be resolved."""
     if OmegaConf.is_missing(parent, key):
         return "???"
     try:
-        value = parent[key]
+        return parent[key]
     except (OmegaConfBaseException, OSError, ValueError, TypeError):
         raw = OmegaConf.to_container(parent, resolve=False, throw_on_missing=False)
         return raw[key] if isinstance(raw, (dict, list)) else raw
-    return _value(value)
 
 
 def _value(value: Any) -> Any:
@@ -43,6 +47,20 @@ def _value(value: Any) -> Any:
     if isinstance(value, ListConfig):
         return [_child(value, index) for index in range(len(value))]
     return value
+
+
+def read(config: DictConfig, key: str) -> Any:
+    """Return what `plain` would give at the dotted ``key``, or `ABSENT`; the rest of the config is not resolved."""
+    node: Any = config
+    for part in key.split("."):
+        name = int(part) if isinstance(node, ListConfig) and part.isdecimal() else part
+        names = (
+            range(len(node)) if isinstance(node, ListConfig) else tuple(node) if isinstance(node, DictConfig) else ()
+        )
+        if name not in names:
+            return ABSENT
+        node = _node(node, name)
+    return _value(node)
 
 
 def value_at(config: Mapping[str, Any], key: str) -> Any:

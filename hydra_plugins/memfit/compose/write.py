@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
 from hydra_plugins.memfit.base.errors import MemfitError
-from hydra_plugins.memfit.compose.plain import ABSENT, plain, value_at
+from hydra_plugins.memfit.compose.plain import ABSENT, read, value_at
 from hydra_plugins.memfit.planning.problem import Plan
 
 NOT_OURS = frozenset({"hydra", "memfit"})
@@ -26,18 +26,17 @@ def write_plan(config: DictConfig, plan: Plan, pinned: Iterable[str], before: Ma
         _set(config, key, _typed(value, value_at(before, key)))
     still = {knob.key for knob in plan.problem.knobs}.union(pinned).difference(wanted)
     held = {key: value_at(before, key) for key in still}
-    after = plain(config, leave_out=NOT_OURS)
-    for key, value in held.items():
-        if value is not ABSENT and value_at(after, key) != value:
-            _set(config, key, value)
-    _verify(plain(config, leave_out=NOT_OURS), {**held, **wanted})
+    moved = {key: value for key, value in held.items() if value is not ABSENT and read(config, key) != value}
+    for key, value in moved.items():
+        _set(config, key, value)
+    _verify(config, {**(held if moved else {}), **wanted})
 
 
-def _verify(composed: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+def _verify(config: DictConfig, expected: Mapping[str, Any]) -> None:
     for key, value in expected.items():
-        if value_at(composed, key) != value:
+        if read(config, key) != value:
             raise MemfitError(
-                f"{key} was planned as {value!r} and reads as {value_at(composed, key)!r} once written: another key "
+                f"{key} was planned as {value!r} and reads as {read(config, key)!r} once written: another key "
                 f"of the config sets it. Pin it (memfit.pin=[{key}]) or take the interpolation away."
             )
 
