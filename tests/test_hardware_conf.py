@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,7 @@ KINDS = {"measured", "observed", "datasheet", "derived", "assumed"}
 each_file = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 
 
+@cache
 def node(path: Path) -> dict[str, Any]:
     """Return the facts of one file as PyYAML reads them."""
     content = yaml.safe_load(path.read_text(encoding="utf-8"))

@@ -118,6 +118,13 @@ ROWS = [
         warns=("a MIG slice",),
     ),
     Row(
+        id="a slice that an older driver calls by its GPU's name",
+        gpus=(replace(H100, slices=(replace(SMALL, name=H100.name),)),),
+        name="NVIDIA H100 80GB HBM3 MIG slice",
+        capacity=left(9851),
+        warns=("a MIG slice",),
+    ),
+    Row(
         id="mixed kinds",
         gpus=(H100, RTX4090, RTX4090),
         name="rtx4090",

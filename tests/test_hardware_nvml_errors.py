@@ -115,6 +115,18 @@ def test_a_crashing_driver_does_not_take_the_launch_along(function: str, tmp_pat
         nvml.detect(Driver(gpus=(H100,), extra=(f"crash={function}",)).environ(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("executable", "message"), [("", "does not know its own"), ("/nowhere/python", "No such file")]
+)
+def test_a_python_that_cannot_start_another(
+    executable: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An embedded interpreter, or one whose file is gone, is told apart from a host without a GPU."""
+    monkeypatch.setattr(sys, "executable", executable)
+    with pytest.raises(HardwareNotDetected, match=message):
+        nvml.detect(Driver(gpus=(H100,)).environ(tmp_path))
+
+
 @pytest.mark.parametrize("text", ["soon", "0", "-1", "nan", "inf", "1e9"])
 def test_a_timeout_must_be_a_sensible_number(text: str, tmp_path: Path) -> None:
     """A wait that is no number of seconds is refused before anything is started."""

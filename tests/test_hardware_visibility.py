@@ -59,10 +59,9 @@ def spellings(seed: int) -> str:
     return ",".join(rng.choice(uuids if seed % 3 == 0 else words) for _ in range(rng.randint(1, 5)))
 
 
-@pytest.mark.slow
+@pytest.mark.verl  # whose environment has torch
 def test_visible_devices_are_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
     """On thousands of spellings, most of them broken, both name the same devices in the same order."""
-    pytest.importorskip("torch")
     differ = []
     for value in dict.fromkeys(map(spellings, range(4000))):
         mine, theirs = ours(value), torchs(value, monkeypatch)

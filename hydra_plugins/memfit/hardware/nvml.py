@@ -50,19 +50,25 @@ def detect(environ: Mapping[str, str]) -> Hardware:
 
 def _report(environ: Mapping[str, str]) -> dict[str, Any]:
     timeout = _timeout(environ)
-    # Not a `with` block and no run(): both wait without limit for a child that the kernel does not let die.
-    child = subprocess.Popen(
-        _command(), env=dict(environ), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-    )
+    child = _start(_command(), environ)
     try:
         output, _ = child.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
         _abandon(child)
         raise HardwareNotDetected(
             f"NVML did not answer within {timeout:g} s; {TIMEOUT_VARIABLE}=<seconds> waits longer. "
-            "A driver that hangs shows in nvidia-smi and dmesg as well."
+            "Without persistence mode each GPU takes a second or two; a driver that hangs shows in nvidia-smi as well."
         ) from None
     return _parsed(output, child.returncode)
+
+
+def _start(command: list[str], environ: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    # Not a `with` block and no run(): both wait without limit for a child that the kernel does not let die.
+    silent = subprocess.DEVNULL
+    try:
+        return subprocess.Popen(command, env=dict(environ), stdin=silent, stdout=subprocess.PIPE, stderr=silent)
+    except OSError as error:
+        raise HardwareNotDetected(f"the process that reads NVML could not be started: {error}.") from error
 
 
 def _command() -> list[str]:
