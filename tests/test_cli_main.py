@@ -7,6 +7,8 @@ import os
 import subprocess
 import sys
 import types
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from hydra_plugins.memfit.base.settings import Settings
 from hydra_plugins.memfit.cli import main as console
 from hydra_plugins.memfit.compose.settings import NOT_SETTINGS, read_settings
 from support.contract import inconsistencies, violations
+from support.fake_driver import A40, Driver
 
 ROOT = Path(__file__).parents[1]
 MODEL = "actor_rollout_ref.model.path=Qwen/Qwen2.5-3B-Instruct"
@@ -269,7 +272,24 @@ def test_detect_answers_from_the_environment(
     document = Answer(capsys, "detect", "--json").json
     assert document["name"] == "h200"
     assert "MEMFIT_HARDWARE=h200" in document["source"]
-    assert f"{document['capacity_bytes']} (139.70 GiB)" in Answer(capsys, "detect").out
+    assert "139.70 GiB by one process on one device" in Answer(capsys, "detect").out
+
+
+def test_detect_shows_what_the_driver_says(tmp_path: Path) -> None:
+    """Through a driver library, every visible device is listed, with what others hold of it."""
+    environ = Driver(gpus=(A40, replace(A40, used=10000))).environ(tmp_path)
+    result = _console("detect", environ=environ)
+    assert result.returncode == 0
+    shown = result.stdout.splitlines()
+    assert shown[0] == "NVIDIA A40 (a40)"
+    assert [line.split(":")[0].strip() for line in shown if " device " in line and "GiB usable" in line] == [
+        "device 0",
+        "device 1",
+    ]
+    assert "9.77 GiB held by others" in result.stdout
+    answer = json.loads(_console("detect", "--json", environ=environ).stdout)
+    assert answer["gpus_per_node"] == len(answer["devices"]) == 2
+    assert answer["held_bytes"] == 10000 << 20
 
 
 def test_settings_without_a_word_are_those_of_a_launch() -> None:
@@ -281,11 +301,13 @@ def test_settings_without_a_word_are_those_of_a_launch() -> None:
     assert read_settings({k: v for k, v in node["memfit"].items() if k not in NOT_SETTINGS}) == Settings()
 
 
-def _console(*arguments: str, code: str = "") -> subprocess.CompletedProcess[str]:
+def _console(
+    *arguments: str, code: str = "", environ: Mapping[str, str] = os.environ
+) -> subprocess.CompletedProcess[str]:
     run = "import sys; from hydra_plugins.memfit.cli.main import main; status = main(sys.argv[1:])"
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     command = [sys.executable, "-c", f"{run}\n{code}\nraise SystemExit(status)", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}, timeout=60)
+    return subprocess.run(command, capture_output=True, text=True, env={**environ, "PYTHONPATH": path}, timeout=60)
 
 
 @pytest.mark.parametrize(
