@@ -47,6 +47,7 @@ def test_a_refusal_is_a_panel_and_one_line(app: Path, tmp_path: Path) -> None:
     assert not (tmp_path / ".hydra").exists()
 
 
+@pytest.mark.slow
 def test_a_sweep_over_the_hardware_plans_each_job(app: Path, tmp_path: Path) -> None:
     """Two accelerators, two plans, two reports, two records."""
     ran = run([app, "-m", *LAUNCH, "+hardware=h200,b200", f"hydra.sweep.dir={tmp_path}"])
@@ -59,6 +60,7 @@ def test_a_sweep_over_the_hardware_plans_each_job(app: Path, tmp_path: Path) -> 
     assert ran.err.count("─ memfit: verl") == 2
 
 
+@pytest.mark.slow
 def test_a_sweep_over_a_value_is_planned_in_its_jobs_only(app: Path, tmp_path: Path) -> None:
     """The config that starts a sweep is not planned: it never runs."""
     sweep = ["+hardware=h200", f"{BATCH}=4,8", QUIET, f"hydra.sweep.dir={tmp_path}"]
@@ -70,6 +72,7 @@ def test_a_sweep_over_a_value_is_planned_in_its_jobs_only(app: Path, tmp_path: P
     assert ran.err.count("memfit: ") == 2
 
 
+@pytest.mark.slow
 def test_cfg_shows_the_planned_config(app: Path) -> None:
     """``--cfg job`` prints what a job would get, and a section of it, on stdout alone; nothing is written."""
     whole = run([app, *LAUNCH, "+hardware=h200", QUIET, "--cfg", "job", "--resolve"])
@@ -82,6 +85,7 @@ def test_cfg_shows_the_planned_config(app: Path) -> None:
     assert whole.err.startswith("memfit: verl")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [["--cfg", "hydra", "--resolve"], ["--info", "searchpath"], ["--help"]])
 def test_other_ways_to_look(app: Path, tmp_path: Path, words: list[str]) -> None:
     """Hydra's other views work with the group, and write no record."""
@@ -91,6 +95,7 @@ def test_other_ways_to_look(app: Path, tmp_path: Path, words: list[str]) -> None
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_children_of_a_launch_say_one_line(app: Path, tmp_path: Path) -> None:
     """A process that a launch starts plans the same, with the hardware that its parent read, and says so in one line."""
     seen = tmp_path / "environ.json"
