@@ -107,7 +107,7 @@ def iterate_in_chunks(
     be kept.
     """
     wanted = _positive("num_return_sequences", num_return_sequences) or 1
-    questions = min(_positive("micro_batch_size", micro_batch_size) or len(prompts), max(1, len(prompts)))
+    questions = max(1, min(_positive("micro_batch_size", micro_batch_size) or len(prompts), len(prompts)))
     sequences = min(_positive("chunk_size", chunk_size) or wanted, wanted)
     config = _config(model, wanted, chunk_size, generate)
     pad = _pad_token(config, pad_token_id)
@@ -239,7 +239,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     try:
         accelerate: Any = importlib.import_module("accelerate.utils.memory")
     except ImportError:
-        return isinstance(error, RuntimeError) and "out of memory" in str(error)
+        said = str(error)
+        return isinstance(error, RuntimeError) and ("out of memory" in said or "can't allocate memory" in said)
     return isinstance(error, Exception) and bool(accelerate.should_reduce_batch_size(error))
 
 
