@@ -11,6 +11,7 @@ import gc
 import hashlib
 import json
 import os
+import random
 import time
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -70,9 +71,9 @@ def main() -> None:
     wanted = {json.dumps(asdict(c)): c for c in cases()}
     stored = {json.dumps(r["case"]): r for r in read() if not force and r["versions"] == versions()}
     stored = {key: r for key, r in stored.items() if key in wanted}
-    for key, case in wanted.items():
-        if key in stored:
-            continue
+    missing = [(key, case) for key, case in wanted.items() if key not in stored]
+    random.Random(SEED).shuffle(missing)  # whatever is stored when it stops is a spread over all kinds
+    for key, case in missing:
         started = time.perf_counter()
         try:
             stored[key] = row(case)

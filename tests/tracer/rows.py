@@ -29,32 +29,28 @@ def _dense() -> Iterator[Options]:
 
 def _accumulating() -> Iterator[Options]:
     """Two micro-batches: gradients are resident during the second."""
-    for model, ranks, tokens in (("qwen2.5-3b", 4, 16 * K), ("qwen2.5-7b", 8, 4 * K), ("qwen3-4b", 2, 4 * K)):
+    for model, ranks, tokens in (("qwen2.5-3b", 4, 16 * K), ("qwen2.5-7b", 8, 4 * K), ("llama-3.2-1b", 2, 4 * K)):
         for strategy, no_sync in itertools.product(("fsdp", "fsdp2"), (False, True)):
-            yield {
-                "model": model, "ranks": ranks, "tokens": tokens, "strategy": strategy,
-                "micro_batches": 2, "no_sync": no_sync,
-            }  # fmt: skip
+            yield {"model": model, "ranks": ranks, "tokens": tokens, "strategy": strategy, "micro_batches": 2,
+                   "no_sync": no_sync}  # fmt: skip
     yield {"model": "qwen2.5-1.5b", "tokens": 8 * K, "micro_batches": 2}
 
 
 def _heads() -> Iterator[Options]:
     """Every variant of the loss head, at both kinds of temperature."""
-    base: Options = {"model": "qwen2.5-1.5b", "ranks": 2, "tokens": 8 * K}
+    base: Options = {"model": "llama-3.2-1b", "ranks": 2, "tokens": 8 * K}
     for entropy, temperature, again in itertools.product(("compiled", "eager", "chunked"), (1.0, 0.7), (False, True)):
-        yield {
-            **base, "entropy": entropy, "update_entropy": True, "temperature": temperature,
-            "entropy_checkpointing": again,
-        }  # fmt: skip
-    for entropy in ("eager", "chunked"):
-        yield {**base, "entropy": entropy}  # in the log-prob phase only
+        yield {**base, "entropy": entropy, "update_entropy": True, "temperature": temperature,
+               "entropy_checkpointing": again}  # fmt: skip
+    for kind in ("eager", "chunked"):
+        yield {**base, "entropy": kind}  # in the log-prob phase only
     yield {**base, "temperature": 0.7}
     yield {**base, "temperature": 0.7, "kl_loss": True}
     yield {**base, "entropy": "chunked", "update_entropy": True, "entropy_chunk": 512}
-    for fused, temperature, entropy in itertools.product(("torch", "triton"), (1.0, 0.7), (False, True)):
-        yield {**base, "fused": fused, "temperature": temperature, "update_entropy": entropy}
-    for temperature, entropy in ((1.0, "compiled"), (0.7, "eager")):
-        yield {**base, "tokens": K, "log_prob": "torch_v2", "temperature": temperature, "entropy": entropy}
+    for fused, temperature, asked in itertools.product(("torch", "triton"), (1.0, 0.7), (False, True)):
+        yield {**base, "fused": fused, "temperature": temperature, "update_entropy": asked}
+    for temperature, kind in ((1.0, "compiled"), (0.7, "eager")):
+        yield {**base, "tokens": K, "log_prob": "torch_v2", "temperature": temperature, "entropy": kind}
     yield {**base, "model": "qwen2.5-3b", "ranks": 1, "tokens": 18 * K, "entropy": "eager", "update_entropy": True,
            "temperature": 0.7}  # fmt: skip
     yield {**base, "model": "qwen2.5-7b", "ranks": 8, "strategy": "fsdp2", "entropy": "eager", "update_entropy": True}
@@ -67,46 +63,45 @@ def _heads() -> Iterator[Options]:
 
 def _without_checkpointing() -> Iterator[Options]:
     for model, ranks, tokens in (
-        ("qwen2.5-0.5b", 1, 8 * K), ("qwen2.5-3b", 4, 4 * K), ("qwen2.5-7b", 8, 8 * K), ("qwen3-4b", 4, 4 * K),
-        ("llama-3.1-8b", 8, 4 * K), ("gemma-3-1b", 2, 4 * K),
+        ("llama-3.2-1b", 1, 8 * K), ("qwen2.5-1.5b", 4, 4 * K), ("qwen2.5-7b", 8, 8 * K), ("qwen3-1.7b", 2, 4 * K),
+        ("gemma-3-1b", 2, 4 * K),
     ):  # fmt: skip
         for strategy in ("fsdp", "fsdp2"):
             yield {"model": model, "ranks": ranks, "tokens": tokens, "strategy": strategy, "checkpointing": False}
-    yield {"model": "qwen2.5-1.5b", "ranks": 2, "tokens": 8 * K, "checkpointing": False, "entropy": "eager",
+    yield {"model": "llama-3.2-1b", "ranks": 2, "tokens": 8 * K, "checkpointing": False, "entropy": "eager",
            "update_entropy": True}  # fmt: skip
 
 
 def _experts() -> Iterator[Options]:
     model = "qwen3-30b-a3b"
-    for strategy, (ranks, tokens) in itertools.product(("fsdp", "fsdp2"), ((8, 2 * K), (8, 16 * K), (4, 8 * K))):
-        yield {"model": model, "ranks": ranks, "tokens": tokens, "strategy": strategy}
     for strategy in ("fsdp", "fsdp2"):
-        yield {"model": model, "ranks": 8, "tokens": 8 * K, "strategy": strategy, "checkpointing": False}
-        yield {"model": model, "ranks": 8, "tokens": 8 * K, "strategy": strategy, "micro_batches": 2}
-        yield {"model": model, "ranks": 8, "tokens": 32 * K, "strategy": strategy, "update_entropy": True}
+        base: Options = {"model": model, "ranks": 8, "strategy": strategy}
+        yield {**base, "tokens": 2 * K}
+        yield {**base, "tokens": 16 * K}
+        yield {**base, "tokens": 8 * K, "checkpointing": False}
+        yield {**base, "tokens": 32 * K, "update_entropy": True}
+    yield {"model": model, "ranks": 4, "tokens": 8 * K, "micro_batches": 2}
     yield {"model": model, "ranks": 8, "tokens": 8 * K, "reshard_after_forward": False}
-    yield {"model": model, "ranks": 8, "tokens": 8 * K, "entropy": "eager", "update_entropy": True}
     yield {"model": model, "role": "ref", "ranks": 8, "tokens": 16 * K, "master_dtype": "bf16"}
 
 
 def _adapters() -> Iterator[Options]:
-    for model, ranks, tokens, rank in (
-        ("qwen2.5-0.5b", 1, 4 * K, 32), ("qwen2.5-3b", 2, 8 * K, 64), ("qwen2.5-7b", 4, 8 * K, 32),
-        ("llama-3.1-8b", 8, 4 * K, 16),
-    ):  # fmt: skip
+    for model, ranks, tokens, rank in (("llama-3.2-1b", 1, 4 * K, 32), ("qwen2.5-0.5b", 2, 8 * K, 64)):
         for strategy in ("fsdp", "fsdp2"):
             yield {"model": model, "ranks": ranks, "tokens": tokens, "lora_rank": rank, "strategy": strategy}
-    yield {"model": "qwen2.5-3b", "ranks": 2, "tokens": 8 * K, "lora_rank": 64, "checkpointing": False}
-    yield {"model": "qwen2.5-7b", "ranks": 2, "tokens": 8 * K, "lora_rank": 128, "master_dtype": "bf16"}
+    yield {"model": "llama-3.2-1b", "ranks": 2, "tokens": 8 * K, "lora_rank": 64, "checkpointing": False}
+    yield {"model": "llama-3.2-1b", "ranks": 4, "tokens": 8 * K, "lora_rank": 128, "master_dtype": "bf16"}
+    yield {"model": "qwen2.5-7b", "ranks": 4, "tokens": 8 * K, "lora_rank": 32}
+    yield {"model": "llama-3.1-8b", "ranks": 8, "tokens": 4 * K, "lora_rank": 16, "strategy": "fsdp2"}
 
 
 def _other_roles() -> Iterator[Options]:
-    for model, ranks, tokens in (("qwen2.5-0.5b", 1, 8 * K), ("qwen2.5-3b", 4, 16 * K), ("qwen3-8b", 8, 8 * K)):
+    for model, ranks, tokens in (("qwen2.5-0.5b", 1, 8 * K), ("llama-3.2-1b", 4, 16 * K), ("qwen3-8b", 8, 8 * K)):
         for strategy in ("fsdp", "fsdp2"):
             case: Options = {"model": model, "ranks": ranks, "tokens": tokens, "strategy": strategy}
             yield {**case, "role": "ref", "master_dtype": "bf16"}
             yield {**case, "role": "critic"}
-    yield {"model": "qwen2.5-1.5b", "ranks": 2, "tokens": 8 * K, "role": "critic", "checkpointing": False}
+    yield {"model": "llama-3.2-1b", "ranks": 2, "tokens": 8 * K, "role": "critic", "checkpointing": False}
     yield {"model": "qwen2.5-7b", "ranks": 8, "tokens": 16 * K, "role": "critic", "micro_batches": 2}
     yield {"model": "qwen2.5-7b", "ranks": 4, "tokens": 8 * K, "role": "ref", "master_dtype": "bf16",
            "temperature": 0.7}  # fmt: skip
@@ -115,13 +110,12 @@ def _other_roles() -> Iterator[Options]:
 def _shapes_of_batches() -> Iterator[Options]:
     """Padded batches, sequence parallelism, many sequences in a pack."""
     for sequences, tokens, entropy in ((4, 4 * K, False), (8, 8 * K, False), (8, 8 * K, True)):
-        yield {"model": "qwen2.5-1.5b", "ranks": 2, "padded": True, "sequences": sequences, "tokens": tokens,
+        yield {"model": "llama-3.2-1b", "ranks": 2, "padded": True, "sequences": sequences, "tokens": tokens,
                "update_entropy": entropy, "log_prob_entropy": entropy}  # fmt: skip
     yield {"model": "qwen2.5-7b", "ranks": 8, "padded": True, "sequences": 4, "tokens": 4 * K, "strategy": "fsdp2"}
-    yield {"model": "qwen2.5-3b", "ranks": 4, "padded": True, "sequences": 8, "tokens": 8 * K, "temperature": 0.7}
+    yield {"model": "qwen2.5-0.5b", "ranks": 4, "padded": True, "sequences": 8, "tokens": 8 * K, "temperature": 0.7}
     for model, ranks, ulysses, tokens in (
-        ("qwen2.5-3b", 4, 2, 32 * K), ("qwen2.5-7b", 8, 4, 64 * K), ("qwen3-8b", 8, 8, 64 * K),
-        ("llama-3.1-8b", 8, 2, 16 * K),
+        ("llama-3.2-1b", 4, 2, 32 * K), ("qwen2.5-7b", 8, 4, 64 * K), ("qwen3-8b", 8, 8, 64 * K),
     ):  # fmt: skip
         for strategy in ("fsdp", "fsdp2"):
             yield {"model": model, "ranks": ranks, "ulysses": ulysses, "tokens": tokens, "strategy": strategy}
@@ -130,12 +124,13 @@ def _shapes_of_batches() -> Iterator[Options]:
 
 
 def _sharding() -> Iterator[Options]:
-    for model, ranks, tokens in (("qwen2.5-3b", 4, 8 * K), ("qwen2.5-7b", 8, 8 * K)):
+    for model, ranks, tokens in (("llama-3.2-1b", 4, 8 * K), ("qwen2.5-7b", 8, 8 * K)):
         for strategy in ("fsdp", "fsdp2"):
             case: Options = {"model": model, "ranks": ranks, "tokens": tokens, "strategy": strategy}
             yield {**case, "reshard_after_forward": False}
             yield {**case, "master_dtype": "bf16"}
-            yield {**case, "tokens": 32 * K, "temperature": 0.7}
+    yield {"model": "qwen2.5-7b", "ranks": 8, "tokens": 32 * K, "temperature": 0.7}
+    yield {"model": "llama-3.1-8b", "ranks": 4, "tokens": 32 * K, "temperature": 0.7, "strategy": "fsdp2"}
 
 
 def cases() -> list[Case]:
