@@ -12,7 +12,6 @@ from hydra_plugins.memfit.model.families import Family
 from hydra_plugins.memfit.model.layers import Block, Linear, delta_net, feed_forward, mixture, softmax_attention
 from hydra_plugins.memfit.model.values import Values
 
-
 MAX_LAYERS = 10_000
 """Beyond any model; keeps a nonsensical config.json from filling the memory."""
 

@@ -53,14 +53,14 @@ def cached_path(hub_id: str, environ: Mapping[str, str]) -> Path:
     return root / "memfit" / "config" / host / f"{hub_id.replace('/', '--')}.json"
 
 
-def download(hub_id: str, environ: Mapping[str, str], timeout_s: float = TIMEOUT_S) -> bytes:
+def download(hub_id: str, environ: Mapping[str, str]) -> bytes:
     """Return the bytes of config.json; raises `ModelNotFound` with the reason."""
     url = config_url(hub_id, environ)
     if urlsplit(url).scheme not in ("http", "https"):
         raise ModelNotFound(f"HF_ENDPOINT is not an http(s) address: {url}")
     headers = {"User-Agent": "memfit"} | _authorization(environ)
     try:
-        return _get(urllib.request.Request(url, headers=headers), timeout_s)
+        return _get(urllib.request.Request(url, headers=headers), TIMEOUT_S)
     except urllib.error.HTTPError as error:
         raise ModelNotFound(f"{url} answered {error.code} ({_meaning(error.code)})") from error
     except (OSError, ValueError) as error:

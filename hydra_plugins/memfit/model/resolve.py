@@ -158,7 +158,7 @@ def parse_json(data: bytes, file: Path | str) -> Mapping[str, object]:
     except (ValueError, RecursionError) as error:
         raise ModelNotFound(f"{file} is not valid JSON: {error}.") from error
     if not isinstance(config, dict):
-        raise ModelNotFound(f"{file} holds a {type(config).__name__}, not the keys of a config.json.")
+        raise ModelNotFound(f"{file} is JSON of type {type(config).__name__}, not the keys of a config.json.")
     return config
 
 
