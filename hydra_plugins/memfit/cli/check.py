@@ -25,6 +25,8 @@ def run(args: argparse.Namespace) -> int:
     from hydra_plugins.memfit.cli.output import show
     from hydra_plugins.memfit.planning.search import check
 
+    if args.compile:
+        args.overrides = [*args.overrides, "memfit.exact=true"]
     plan = check(read_launch(args).problem)
     show(plan, as_json=args.json)
     if plan.problem.blockers and plan.problem.settings.strict:

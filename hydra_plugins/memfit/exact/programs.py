@@ -25,8 +25,8 @@ def lower(program: Program) -> Any:
     mesh = _mesh(program.slice, program.mesh)
     decoder = Decoder(program.architecture, mesh, checkpoint_layers=program.remat == "layer")
     params = _place(shapes(program.architecture), mesh)
-    build = {"train_step": _lower_train, "prefill": _lower_prefill, "decode": _lower_decode}[program.kind]
-    return build(program, decoder, params, mesh)
+    build = {"train_step": _lower_train, "prefill": _lower_prefill, "decode": _lower_decode, "probe": _lower_probe}
+    return build[program.kind](program, decoder, params, mesh)
 
 
 def _mesh(place: Slice, dims: tuple[int, int, int]) -> Mesh:
@@ -196,3 +196,11 @@ def _lower_decode(program: Program, decoder: Decoder, params: Any, mesh: Mesh) -
     return jax.jit(decode, donate_argnums=0).lower(
         _cache(program, row, length), params, one, one, row(jnp.int32, length)
     )
+
+
+def _lower_probe(program: Program, decoder: Decoder, params: Any, mesh: Mesh) -> Any:
+    """Return a program that no device can hold (96 GiB in, 96 GiB out a device): its refusal names the compiler's limit."""
+    del program, decoder, params
+    rows = mesh.devices.size * (3 << 15)
+    sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+    return jax.jit(lambda x: x * 2).lower(jax.ShapeDtypeStruct((rows, 1 << 20), jnp.int8, sharding=sharding))

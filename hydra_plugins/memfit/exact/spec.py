@@ -9,7 +9,7 @@ from math import prod
 
 from hydra_plugins.memfit.base.errors import ConfigError
 
-PROGRAMS = ("train_step", "prefill", "decode")
+PROGRAMS = ("train_step", "prefill", "decode", "probe")
 OPTIMIZERS = ("lion", "adamw", "sgd")
 REMAT = ("dots_with_no_batch_dims", "nothing_saveable", "layer")
 
