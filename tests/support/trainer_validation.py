@@ -25,6 +25,8 @@ from hydra_plugins.memfit.planning.colocated import Role
 ROOT = Path(__file__).resolve().parents[2]
 TRACES = ROOT / "tests" / "data" / "traces.json"
 PAGE = ROOT / "docs" / "validation" / "trainer.md"
+NAMES = {"mistral-7b": "mistral-7b-v0.1"}
+"""The tracer's names of checkpoints that have several releases of one shape."""
 MASTER = {"fp32": 4, "bf16": 2}
 
 
@@ -73,7 +75,7 @@ def predict(case: dict[str, Any]) -> dict[str, int]:
 
 def role_of(case: dict[str, Any]) -> Role:
     """Return the role that a traced case describes."""
-    model = load(case["model"])
+    model = load(NAMES.get(case["model"], case["model"]))
     if case["role"] == "critic":
         model = value_model(model)
     trainable = _trainable(case, model)
@@ -148,8 +150,8 @@ def table() -> str:
         "# Trainer phases against op-level traces",
         "",
         "Written by `PYTHONPATH=tests python -m support.trainer_validation` from `tests/data/traces.json`; "
-        f"traced with {', '.join(f'{k} {v}' for k, v in versions.items())} on {rows()[0]['date']}, CPU, no GPU. What a trace is, and "
-        "what it cannot see: [tracer.md](tracer.md). Errors are predicted over traced peak, minus one.",
+        f"traced with {', '.join(f'{k} {v}' for k, v in versions.items())} on {rows()[0]['date']}, CPU, no GPU. What a trace "
+        "is, and what it cannot see: [tracer.md](tracer.md). Errors are predicted over traced peak, minus one.",
         "",
         "| rows | phase | n | median | p95 | worst | lowest | highest |",
         "|---|---|---|---|---|---|---|---|",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
+from operator import add, attrgetter
 
 from hydra_plugins.memfit.base.errors import MemfitError
 
@@ -50,14 +51,19 @@ class MemoryBreakdown:
     @property
     def total_bytes(self) -> int:
         """Sum of all components."""
-        return sum(getattr(self, f.name) for f in fields(self))
+        return sum(_components(self))
 
     def __add__(self, other: MemoryBreakdown) -> MemoryBreakdown:
-        return MemoryBreakdown(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})
+        return MemoryBreakdown(**dict(zip(COMPONENTS, map(add, _components(self), _components(other)), strict=True)))
 
     def as_dict(self) -> dict[str, int]:
         """Return the components by name, in the order of the JSON contract."""
-        return {f.name: getattr(self, f.name) for f in fields(self)}
+        return dict(zip(COMPONENTS, _components(self), strict=True))
+
+
+COMPONENTS = tuple(f.name for f in fields(MemoryBreakdown))
+"""The component names of the JSON contract."""
+_components = attrgetter(*COMPONENTS)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -38,12 +38,16 @@ class VerlAdapter:
         """Return verl's own config of that release, interpolations unresolved."""
         return defaults.load(defaults.pick_version(version))
 
-    def defaults_with(self, version: str, choices: Mapping[str, str]) -> Mapping[str, Any]:
-        """Return verl's own config with the training backend that ``model_engine`` names; raises `NotModelled`."""
-        engine = choices.get("model_engine", "dp")
+    def defaults_with(self, version: str, asked: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return verl's own config with the training backend that the dotted keys in ``asked`` are for.
+
+        Raises `NotModelled` for a backend whose config is not known.
+        """
+        engine = asked.get("model_engine", "dp")
         if engine not in ("dp", "megatron"):
             raise NotModelled(f"model_engine={engine} is not modelled; memfit knows the configs of dp and megatron.")
-        return defaults.load(defaults.pick_version(version), trainer="megatron" if engine == "megatron" else "fsdp")
+        is_megatron = engine == "megatron" or any("megatron" in key.split(".") for key in asked)
+        return defaults.load(defaults.pick_version(version), trainer="megatron" if is_megatron else "fsdp")
 
     def pick_version(self, asked: str | None) -> str:
         """Return the known release that stands for ``asked``, else for the installed one, else the newest."""
@@ -61,9 +65,15 @@ class VerlAdapter:
         needed = fixes(view, launch, pinned=context.pinned, explicit=context.explicit)
         forced = {change.key: change.new for change in needed}
 
+        known: dict[frozenset[tuple[str, object]], Estimate] = {}
+
         def predict(values: Mapping[str, object]) -> Estimate:
-            turned = view.with_values({**forced, **values})
-            return replace(estimate(read.read(turned, launch)), notes=unset_micro_batches(turned, launch))
+            asked = frozenset(values.items())
+            if asked not in known:
+                turned = view.with_values({**forced, **values})
+                prediction = estimate(read.read(turned, launch))
+                known[asked] = replace(prediction, notes=unset_micro_batches(turned, launch))
+            return known[asked]
 
         return Problem(
             framework=self.name,

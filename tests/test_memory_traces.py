@@ -1,0 +1,24 @@
+"""memfit's trainer formulas against the stored op-level traces (tests/data/traces.json)."""
+
+from __future__ import annotations
+
+import pytest
+from support.trainer_validation import PAGE, comparisons, summary, table
+
+BOUNDS = {"median": 0.01, "p95": 0.04, "worst": 0.08}
+
+
+@pytest.mark.parametrize("split", ["fit", "held_out"])
+def test_the_formulas_agree_with_the_traces(split: str):
+    """Median error at most 1 %, 95th percentile 4 %, worst 8 %, and never more than 2 % too low, also on rows not looked at."""
+    found = summary(list(comparisons(split)))
+
+    assert found["phases"] > 50
+    for figure, bound in BOUNDS.items():
+        assert found[figure] <= bound, (figure, found)
+    assert found["lowest"] >= -0.02
+
+
+def test_the_published_table_is_the_one_that_the_data_gives():
+    """docs/validation/trainer.md is what `python -m support.trainer_validation` writes."""
+    assert PAGE.read_text(encoding="utf-8") == table()
