@@ -66,7 +66,7 @@ def test_nothing_found_says_why_and_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(HardwareNotDetected) as caught:
         resolve("auto", environ=NO_GPU.environ(tmp_path), root=host(tmp_path))
     text = str(caught.value)
-    assert text.startswith("hardware=auto found no accelerator. NVML: the NVIDIA kernel driver is not loaded")
+    assert text.startswith("hardware=auto found no accelerator: NVML: the NVIDIA kernel driver is not loaded")
     assert "+hardware=<name>, or MEMFIT_HARDWARE=<name>" in text and all(name in text for name in catalog.names())
 
 

@@ -54,7 +54,7 @@ def _detect(environ: Mapping[str, str], root: Path) -> Hardware:
     except HardwareNotDetected as error:
         tpu = _tpu(environ, root)
         if tpu is None:
-            raise HardwareNotDetected(f"hardware=auto found no accelerator. {error} {_fix()}") from error
+            raise HardwareNotDetected(f"hardware=auto found no accelerator: {error} {_fix()}") from error
         found = tpu
     if found.host_memory_bytes is not None:
         return found
