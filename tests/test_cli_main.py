@@ -208,6 +208,12 @@ WRONG = {
     "unknown fact": (("check", *SMALL, "memfit.hardware.capacity=1"), "memfit.hardware.capacity is not a key"),
     "negative capacity": (("check", *SMALL, "memfit.hardware.capacity_bytes=-1"), "must be at least 1"),
     "hardware as a setting": (("check", *SMALL, "memfit.hardware=h200"), "To choose a file: --hardware h200"),
+    "unknown backend": (("check", *SMALL, "model_engine=veomni"), "model_engine=veomni is not modelled"),
+    "group of the framework": (("check", *SMALL, "+actor@x=y"), "chooses a file of a config group"),
+    "key of another version": (
+        ("check", *SMALL, "critic.model.fsdp_config.param_offload=true"),
+        "verl 0.9.1 has no key critic.model.fsdp_config.param_offload. It is a key of verl 0.4.1, 0.5.0, 0.6.1, 0.7.1.",
+    ),
     "sweep": (("check", *SMALL, "trainer.nnodes=1,2"), "is a sweep"),
     "no value": (("check", *SMALL, "trainer.nnodes"), "key=value"),
     "no such file": (("check", *SMALL, "--config", "/nowhere.yaml"), "cannot be read: No such file"),

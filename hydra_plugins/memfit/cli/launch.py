@@ -29,6 +29,11 @@ from hydra_plugins.memfit.planning.problem import Problem
 _NOT_A_FRAMEWORKS = ("hydra", "memfit", "defaults")
 """Top-level keys of a config file that no framework reads."""
 
+_HINTS = {
+    "hardware": "Another one: take the nearest name and add memfit.hardware.capacity_bytes=BYTES.",
+    "model": "A hub id or a directory goes into the model path of the launch itself.",
+}
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Question:
@@ -94,7 +99,7 @@ def _file(group: str, name: str) -> dict[str, Any]:
     path = folder / f"{name}.yaml"
     if not re.fullmatch(r"[\w.-]+", name) or not path.is_file():
         known = {file.stem for file in folder.glob("*.yaml")}
-        raise UnknownName(group, name, known, f"Or give its facts one by one: memfit.{group}.KEY=VALUE.")
+        raise UnknownName(group, name, known, _HINTS[group])
     content = plain(DictConfig(OmegaConf.load(path)))
     facts = value_at(content, f"memfit.{group}")
     return dict(content if facts is ABSENT else facts)
@@ -142,13 +147,12 @@ def _composed(adapter: Adapter, version: str, own: Mapping[str, Any], line: Line
 
 
 def _defaults(adapter: Adapter, version: str, own: Mapping[str, Any], line: Line) -> Mapping[str, Any]:
-    """Return the framework's defaults; where a top-level name chooses among several (`defaults_with`), the chosen ones."""
+    """Return the framework's defaults; where it has several, those that the user's keys belong to (`defaults_with`)."""
     choose = getattr(adapter, "defaults_with", None)
     if choose is None:
         return adapter.defaults(version)
     words = {override.key_or_group: override.value() for override in line.values if not override.is_delete()}
-    chosen = {key: value for key, value in {**own, **words}.items() if "." not in key and isinstance(value, str)}
-    defaults: Mapping[str, Any] = choose(version, chosen)
+    defaults: Mapping[str, Any] = choose(version, {**{key: value_at(own, key) for key in leaves(own) if key}, **words})
     return defaults
 
 
