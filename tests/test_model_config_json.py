@@ -155,6 +155,7 @@ ERRORS = [
     ({"vocab_size": True}, "vocab_size is True", "whole number"),
     ({"vocab_size": 1.5}, "vocab_size is 1.5", "whole number"),
     ({"intermediate_size": None}, "intermediate_size is None", "size > 0"),
+    ({"tie_word_embeddings": "no"}, "tie_word_embeddings is 'no'", "true or false"),
     ({"num_attention_heads": 128}, "128 num_attention_heads", "hidden_size of 64"),
     ({"model_type": "qwen2", "layer_types": ["full_attention"]}, "layer_types names 1 layers", "num_hidden_layers 3"),
     ({"model_type": "qwen2", "layer_types": "full"}, "layer_types is 'full'", "not a list"),

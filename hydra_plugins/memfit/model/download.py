@@ -15,10 +15,9 @@ from typing import IO
 from urllib.parse import quote, urlsplit
 
 from hydra_plugins.memfit.base.errors import ModelNotFound
+from hydra_plugins.memfit.model.json_file import MAX_BYTES
 
 TIMEOUT_S = 5.0
-MAX_BYTES = 10 * 1000 * 1000
-"""A config.json has some kilobytes; anything larger is something else."""
 
 
 class _SameHostAuthorization(urllib.request.HTTPRedirectHandler):

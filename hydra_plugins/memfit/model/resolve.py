@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from hydra_plugins.memfit.base.errors import ConfigError, ModelNotFound
 from hydra_plugins.memfit.model import catalog
 from hydra_plugins.memfit.model.config_json import HOW_TO_SUPPLY, spec_from_config
-from hydra_plugins.memfit.model.download import MAX_BYTES, cached_path, config_url, download, is_offline, keep
+from hydra_plugins.memfit.model.json_file import parse_json, read_json
 from hydra_plugins.memfit.model.spec import ModelSpec
 
 _HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*")
@@ -121,6 +119,9 @@ def _from_download(path: str, environ: Mapping[str, str], tried: list[str]) -> M
     if not _HUB_ID.fullmatch(path):
         tried.append("no download: not of the form org/name")
         return None
+    # Imported here because the client costs a launch more than all the rest of a resolve, and most never need it.
+    from hydra_plugins.memfit.model.download import cached_path, config_url, download, is_offline, keep
+
     kept = cached_path(path, environ)
     if kept.is_file():
         return spec_from_config(read_json(kept), name=path, source=str(kept))
@@ -135,31 +136,6 @@ def _from_download(path: str, environ: Mapping[str, str], tried: list[str]) -> M
         return None
     keep(kept, data)
     return spec_from_config(config, name=path, source=config_url(path, environ))
-
-
-def read_json(file: Path) -> Mapping[str, object]:
-    """Return a config.json; raises `ModelNotFound` where it is unreadable, too large, not JSON, or no mapping."""
-    try:
-        status = file.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise ModelNotFound(f"{file} is not a file.")
-        if status.st_size > MAX_BYTES:
-            raise ModelNotFound(f"{file} has {status.st_size} bytes, which is no config.json (limit {MAX_BYTES}).")
-        data = file.read_bytes()
-    except OSError as error:
-        raise ModelNotFound(f"{file} cannot be read: {error.strerror or error}.") from error
-    return parse_json(data, file)
-
-
-def parse_json(data: bytes, file: Path | str) -> Mapping[str, object]:
-    """Return the mapping in ``data``; raises `ModelNotFound` otherwise."""
-    try:
-        config = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise ModelNotFound(f"{file} is not valid JSON: {error}.") from error
-    if not isinstance(config, dict):
-        raise ModelNotFound(f"{file} is JSON of type {type(config).__name__}, not the keys of a config.json.")
-    return config
 
 
 def _expand(path: str, environ: Mapping[str, str]) -> str:

@@ -23,8 +23,11 @@ class Values:
         return self.given[key] if key in self.given else self.defaults.get(key)
 
     def flag(self, flag: Flag) -> bool:
-        """Return whether ``flag`` is set: itself, or the key that it names."""
-        return bool(self.get(flag)) if isinstance(flag, str) else flag
+        """Return whether ``flag`` is set: itself, or the key that it names; raises `ModelNotFound` for no truth value."""
+        value = self.get(flag) if isinstance(flag, str) else flag
+        if value not in (None, False, True):
+            raise ModelNotFound(f"{self.owner}: {flag} is {value!r}; true or false is needed.")
+        return bool(value)
 
     def optional(self, key: str) -> int | None:
         """Return a number >= 0, or None where the key is null; raises `ModelNotFound` for anything else."""
