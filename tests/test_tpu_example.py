@@ -18,7 +18,7 @@ def train(folder: Path, *words: str) -> str:
     """Run the example on CPU and return what it prints."""
     environ = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
-        [sys.executable, "train.py", f"hydra.run.dir={folder}", *words],
+        [sys.executable, "train.py", *words, f"hydra.run.dir={folder}"],
         cwd=ROOT / "examples/jax_runner", env=environ, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -10,14 +10,17 @@ from __future__ import annotations
 
 import datetime
 import json
+import statistics
 import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from hydra_plugins.memfit.base.units import GIB
 from hydra_plugins.memfit.exact.slices import slice_of
 from hydra_plugins.memfit.exact.spec import Architecture, Program
 from hydra_plugins.memfit.hardware import catalog
+from hydra_plugins.memfit.memory import xla_training
 from hydra_plugins.memfit.memory.xla_training import XlaStep
 
 DATA = Path(__file__).resolve().parents[1] / "data" / "tpu_verdicts.json"
@@ -66,6 +69,28 @@ def program(row: dict[str, Any]) -> Program:
         accumulate=seen.accumulates,
         remat=seen.remat,
     )
+
+
+def table() -> str:
+    """Return the survey as the table of docs/tpu.md."""
+    lines = ["| slice | model | b x tokens | | memfit | compiler | error | |", "|---|---|---|---|---|---|---|---|"]
+    for row in rows():
+        if row.get("kind", "train_step") != "train_step" or "natural_bytes" not in row:
+            continue
+        ours = xla_training.train_step(step(row)).total_bytes
+        more = [row[name] for name in ("optimizer", "remat") if name in row]
+        more += ["accumulates"] * row.get("accumulates", False)
+        more += [f"mesh {','.join(map(str, row['mesh']))}"] * (row["mesh"][0] > 1 or row["mesh"][2] > 1)
+        verdict = "" if row["fits"] else "refused, "
+        lines.append(
+            f"| {row['hardware']} | {row['model']} | {row['sequences']} x {row['tokens']} | {', '.join(more)} "
+            f"| {ours / GIB:.2f} | {row['natural_bytes'] / GIB:.2f} | {ours / row['natural_bytes'] - 1:+.1%} "
+            f"| {verdict}{row['split']} |"
+        )
+    checked = [row for row in rows() if row["split"] == "check" and row.get("kind", "train_step") == "train_step"]
+    errors = [abs(xla_training.train_step(step(row)).total_bytes / row["natural_bytes"] - 1) for row in checked]
+    said = f"Median error of the {len(errors)} rows marked *check*: {statistics.median(errors):.1%}"
+    return "\n".join([*lines, "", f"{said} ({rows()[0]['compiler']}, {rows()[-1]['date']}).", ""])
 
 
 def main(wanted: list[str]) -> None:
