@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from itertools import accumulate
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -90,6 +92,57 @@ def test_compiled_entropy_keeps_what_the_partitioner_keeps() -> None:
     assert saved == sorted((x.numel(), x.dtype) for x in stand_in)
     assert logits.grad is not None
     assert logits.grad.dtype == torch.bfloat16
+
+
+def allocated(function: Callable[[], None]) -> int:
+    """Return the most bytes that a function held at once, by the profiler's record of the CPU allocator."""
+    import torch
+
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        function()
+    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    return max(accumulate(e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())))
+
+
+@pytest.mark.parametrize("entropy", [False, True])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_padded_head_takes_what_verls_takes(entropy: bool, temperature: float) -> None:
+    """Without remove_padding verl goes through nested tensors; the tracer's plain tensors peak at the same bytes."""
+    import torch
+
+    from tracer import kernels
+    from tracer.case import Case
+    from tracer.head import Batch, Head
+
+    rows, length, size = 4, 50, 4 * 4 * 50 * COLUMNS
+    case = Case(tokens=rows * length, sequences=rows, padded=True, temperature=temperature)
+    weight = torch.randn(8, COLUMNS, requires_grad=True)
+    inputs = torch.randn(rows, length, 8)
+
+    with kernels.installed(flash=True, sequences=rows, ulysses=1, padded=True):
+        head, batch = Head(case), Batch.make(case, COLUMNS)
+
+        def verls() -> None:
+            raw = SimpleNamespace(logits=inputs @ weight)
+            offsets = torch.arange(0, rows * length + 1, length)
+            nested = torch.nested.nested_tensor_from_jagged(batch.input_ids.view(-1), offsets)
+            temperatures = torch.full((rows,), temperature)
+            options = {"temperature_is_one": temperature == 1.0, "temperature": temperatures}
+            micro_batch = {"input_ids": nested, "use_remove_padding": False, "calculate_entropy": entropy}
+            arguments = {**options, "input_ids_rmpad_rolled": batch.labels}
+            out = head.engine.prepare_model_outputs(raw, arguments, micro_batch, None)
+            sum(value.values().sum() for value in out.values()).backward()
+
+        def ours() -> None:
+            raw = SimpleNamespace(logits=inputs @ weight)
+            sum(value.sum() for value in head.outputs(raw, batch, entropy=entropy).values()).backward()  # type: ignore[union-attr]
+
+        for run in (verls, ours):
+            run()  # first calls load code and make singletons
+            weight.grad = None
+        expected = allocated(verls)
+        weight.grad = None
+        assert allocated(ours) == pytest.approx(expected, abs=0.01 * size)
 
 
 def test_views_are_no_memory_and_resizing_is() -> None:

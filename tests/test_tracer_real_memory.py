@@ -35,6 +35,7 @@ CASES: dict[str, dict[str, Any]] = {
     "ulysses": {"ranks": 2, "ulysses": 2},
     "padded": {"padded": True, "sequences": 4, "temperature": 0.7, "update_entropy": True},
     "lora": {"lora_rank": 8, "ranks": 2},
+    "experts": {"model": "toy-moe", "ranks": 2, "compute_dtype": "bf16"},
 }
 
 
@@ -119,7 +120,7 @@ def test_trace_equals_what_the_allocator_handed_out(name: str) -> None:
     """Every peak of a trace is the peak of a real run, to the byte, but for host copies of the generator's state."""
     from tracer.case import Case
 
-    # fp32: matrix products of the CPU in bf16 take scratch that CUDA does not
+    # fp32: matrix products of the CPU in bf16 take scratch that CUDA does not; its grouped product knows bf16 only
     case = Case(**{"model": "toy-qwen2", "tokens": 384, "compute_dtype": "fp32", **CASES[name]})
     expected = measured(case)
     gc.collect()

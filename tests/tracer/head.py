@@ -75,6 +75,24 @@ class Batch:
         )
 
 
+class NestedRows(torch.autograd.Function):
+    """
+    A padded batch made nested, taken apart and concatenated: one copy, and a gradient that keeps the input.
+
+    Source: ``unbind_backward_nested_jagged``, torch/csrc/autograd/FunctionsManual.cpp; the nested tensor itself needs the
+    lengths of the rows, which tensors without data do not have.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(logits)
+        return torch.cat(list(logits.unbind()))
+
+    @staticmethod
+    def backward(ctx: Any, _: torch.Tensor) -> torch.Tensor:
+        return torch.zeros_like(ctx.saved_tensors[0])
+
+
 class Head:
     """What verl's engine does between the model's output and the loss. Made for one case."""
 
@@ -126,8 +144,7 @@ class Head:
             logits = _scale_logits_by_temperature(raw.logits, column, is_unit_temperature=one)
             if entropy:
                 out["entropy"] = verl_functions.entropy_from_logits(logits).view(-1)
-            rows = torch.cat(list(logits.unbind()))
-            out["log_probs"] = verl_functions.logprobs_from_logits(rows, batch.labels)
+            out["log_probs"] = verl_functions.logprobs_from_logits(NestedRows.apply(logits), batch.labels)
         return out
 
 
