@@ -182,22 +182,49 @@ def test_an_error_is_said_in_every_style(style: str) -> None:
     assert "unknown hardware 'h20x'." in stream.text()
 
 
-def test_a_refusal_says_what_would_fit_in_lines_to_copy() -> None:
-    """When nothing fits, phases and largest term are shown, and what would fit stands outside the frame."""
-    error = NoPlanFits("no plan fits")
+@pytest.mark.parametrize(
+    ("proposals", "last_words"),
+    [
+        (
+            (BATCH, OFFLOAD),
+            "This would fit (it changes training, and memfit.allow_semantic=true lets memfit do it):\n"
+            "  data.train_batch_size=32\n",
+        ),
+        (
+            (MICRO_BATCH, OFFLOAD),
+            f"This would fit (it releases the pinned {MICRO_BATCH.key}):\n  {MICRO_BATCH.key}=4\n",
+        ),
+        ((OFFLOAD,), f"This would fit:\n  {OFFLOAD.key}=true\n"),
+    ],
+    ids=["training", "pin", "knob"],
+)
+def test_a_refusal_ends_with_the_smallest_change_that_would_fit(proposals: tuple[Change, ...], last_words: str) -> None:
+    """When nothing fits, what was tried is shown, and what the user has to change stands outside the frame."""
     plan = Plan(
-        problem=make_problem(DIES), requested=DIES, estimate=DIES, pinned=(MICRO_BATCH.key,), proposals=(BATCH,)
+        problem=make_problem(DIES),
+        requested=DIES,
+        estimate=DIES,
+        changes=(OFFLOAD,),
+        pinned=(MICRO_BATCH.key,),
+        proposals=proposals,
     )
-    error.plan = plan  # type: ignore[attr-defined]
     stream = _Stream()
-    print_error(error, stream=stream)
+    print_error(NoPlanFits("no plan fits. A long list of values.", plan), stream=stream)
     text = stream.text()
-    assert "no plan fits" in text
+    assert text.endswith(last_words)
+    assert "no plan fits: old_log_prob needs 206.00 GiB, 76.00 GiB over its budget" in words_of(text)
     assert "largest in old_log_prob: logits 190.00 GiB" in words_of(text)
-    assert text.endswith(
-        "This would fit (this changes training; memfit.allow_semantic=true lets memfit do it):\n"
-        "  data.train_batch_size=32\n"
-    )
+    assert "asked at best budget" in words_of(text)
+    assert "tried, and not enough" in text and "training unchanged" not in text
+
+
+def test_a_refusal_without_a_way_out_says_the_error_itself() -> None:
+    """Where no change would fit, the planner's own sentence stands in the panel."""
+    plan = Plan(problem=make_problem(DIES), requested=DIES, estimate=DIES)
+    stream = _Stream()
+    print_error(NoPlanFits("no plan fits. Use more GPUs.", plan), stream=stream)
+    assert "no plan fits. Use more GPUs." in stream.text()
+    assert "would fit" not in stream.text()
 
 
 def test_a_stream_that_is_gone_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,13 +21,17 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the prediction; return 0 when it fits, 3 when not, 2 when it would die for another reason than its size."""
+    from hydra_plugins.memfit.base.errors import ConfigError
     from hydra_plugins.memfit.cli.launch import read_launch
     from hydra_plugins.memfit.cli.output import show
     from hydra_plugins.memfit.planning.search import check
 
     if args.compile:
         args.overrides = [*args.overrides, "memfit.exact=true"]
-    plan = check(read_launch(args).problem)
+    problem = read_launch(args).problem
+    if args.compile and problem.hardware.kind != "tpu":
+        raise ConfigError(f"--compile asks the TPU compiler, and {problem.hardware.name} is a GPU. Leave it out.")
+    plan = check(problem)
     show(plan, as_json=args.json)
     if plan.problem.blockers and plan.problem.settings.strict:
         print(*(f"memfit: {reason}" for reason in plan.problem.blockers), sep="\n", file=sys.stderr)

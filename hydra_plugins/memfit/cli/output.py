@@ -26,10 +26,10 @@ def show(plan: Plan, *, as_json: bool) -> None:
 
 
 def show_refusal(error: NoPlanFits, *, as_json: bool) -> None:
-    """Print why nothing fits: on stdout for people, and with ``--json`` the plan on stdout and the reason on stderr."""
-    plan = getattr(error, "plan", None)
-    if as_json and isinstance(plan, Plan):
-        print_json(to_dict(plan))
+    """Print why nothing fits, on stdout; with ``--json`` the best attempt is there, and the reason on stderr."""
+    assert isinstance(error.plan, Plan)
+    if as_json:
+        print_json(to_dict(error.plan))
         print(f"memfit: {error}", file=sys.stderr)
     else:
-        print_error(error, stream=sys.stdout)
+        print_error(error, error.plan.problem.settings.report, stream=sys.stdout)

@@ -45,9 +45,9 @@ def plan_panel(plan: Plan, console: Console, refusal: str = "") -> Panel:
     parts = [
         Text(refusal or words.verdict(plan), style=f"bold {colour}"),
         _facts(plan),
-        _phase_table(plan, glyphs, width),
+        _phase_table(plan, glyphs, width, planned="at best" if refusal else "planned"),
         *_notes_below_table(plan),
-        *_changes(plan),
+        *_changes(plan, refusal),
         *_pinned(plan),
         *_bullets("warnings", all_warnings(plan), glyphs, "yellow"),
     ]
@@ -92,11 +92,11 @@ def _facts(plan: Plan) -> RenderableType:
     return Padding(grid, (1, 0))
 
 
-def _phase_table(plan: Plan, glyphs: Glyphs, width: int) -> Table:
+def _phase_table(plan: Plan, glyphs: Glyphs, width: int, *, planned: str) -> Table:
     table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="dim")
     table.add_column("", width=1)
     table.add_column("GiB by phase", no_wrap=True)
-    for header in ("asked", "planned", "budget") if plan.changes else ("needs", "budget"):
+    for header in ("asked", planned, "budget") if plan.changes else ("needs", "budget"):
         table.add_column(header, justify="right", no_wrap=True)
     bar_width = min(30, width - _NUMBERS - (10 if plan.changes else 0))
     table.add_column("", no_wrap=True)
@@ -106,10 +106,24 @@ def _phase_table(plan: Plan, glyphs: Glyphs, width: int) -> Table:
 
 
 def _phase_row(plan: Plan, phase: PhaseEstimate, glyphs: Glyphs, bar_width: int) -> list[Text | str]:
-    asked = [_number(p.peak_bytes) for p in plan.requested.phases if p.name == phase.name] or ["-"]
     binding = glyphs.mark if phase.name == plan.binding_phase.name else ""
-    numbers = [*(asked if plan.changes else ()), _number(phase.peak_bytes), _number(phase.budget_bytes)]
-    return [binding, phase.name, *numbers, _bar(phase, glyphs, bar_width)]
+    asked = [_asked(plan, phase.name)] if plan.changes else []
+    return [
+        binding,
+        phase.name,
+        *asked,
+        _number(phase.peak_bytes),
+        _number(phase.budget_bytes),
+        _bar(phase, glyphs, bar_width),
+    ]
+
+
+def _asked(plan: Plan, name: str) -> Text:
+    """Return what the launch as it was asked for needs in a phase, red where that does not fit."""
+    for phase in plan.requested.phases:
+        if phase.name == name:
+            return Text(_number(phase.peak_bytes), style="" if phase.fits else "red")
+    return Text("-")
 
 
 def _number(num_bytes: int) -> str:
@@ -140,10 +154,12 @@ def _notes_below_table(plan: Plan) -> list[RenderableType]:
     return lines
 
 
-def _changes(plan: Plan) -> list[RenderableType]:
+def _changes(plan: Plan, refusal: str) -> list[RenderableType]:
     if not plan.changes:
         return []
     blocks = [block for change in plan.changes for block in _change(change)]
+    if refusal:
+        return [Text("\ntried, and not enough", style="bold"), *blocks]
     training = Text(words.training(plan), style="green" if plan.trains_the_same else "bold yellow")
     return [Text("\nchanged", style="bold"), *blocks, training]
 

@@ -38,19 +38,27 @@ def print_error(error: MemfitError, style: str = "full", *, stream: TextIO | Non
     from hydra_plugins.memfit.report import panel
 
     if isinstance(plan, Plan):
-        _render(lambda console: panel.plan_panel(plan, console, str(error)), stream)
+        reason = words.refusal(plan) if plan.proposals else str(error)
+        _render(lambda console: panel.plan_panel(plan, console, reason), stream)
         _write(proposal_text(plan), stream)
     else:
         _render(lambda console: panel.message_panel(str(error), console), stream)
 
 
 def proposal_text(plan: Plan) -> str:
-    """Return what would make a plan fit, as lines to copy, without a frame; empty where nothing would."""
-    if not plan.proposals:
+    """Return the smallest change that would make a plan fit, as lines to copy; empty where nothing would.
+
+    Released pins and changes of training are that change; what else the proposal turns, memfit turns by itself.
+    """
+    asked = [c for c in plan.proposals if c.key in plan.pinned or c.kind != "neutral"] or list(plan.proposals)
+    if not asked:
         return ""
-    semantic = any(change.kind != "neutral" for change in plan.proposals)
-    hint = " (this changes training; memfit.allow_semantic=true lets memfit do it)" if semantic else ""
-    return "\n".join([f"This would fit{hint}:", *(f"  {line}" for line in overrides(plan.proposals)), ""])
+    pins = ", ".join(c.key for c in asked if c.key in plan.pinned)
+    hints = [f"it releases the pinned {pins}"] if pins else []
+    if any(change.kind != "neutral" for change in asked):
+        hints.append("it changes training, and memfit.allow_semantic=true lets memfit do it")
+    title = f"This would fit ({'; '.join(hints)}):" if hints else "This would fit:"
+    return "\n".join([title, *(f"  {line}" for line in overrides(asked)), ""])
 
 
 def _render(build: Callable[[Console], RenderableType], stream: TextIO | None) -> None:

@@ -36,6 +36,11 @@ def obstacle(estimate: Estimate) -> str:
     return f"the host needs {gib(host.peak_bytes)} of memory, {_over(host.excess_bytes, host.budget_bytes)}"
 
 
+def refusal(plan: Plan) -> str:
+    """Return why a launch stops for which something else than memfit's own knobs has to change."""
+    return f"no plan fits: {obstacle(plan.estimate)}"
+
+
 def largest_terms(phase: PhaseEstimate, num_terms: int = 3) -> str:
     """Return the largest components of ``phase``, largest first: ``logits 40.00 GiB, weights 12.00 GiB``."""
     terms = sorted(phase.components.as_dict().items(), key=lambda item: -item[1])
