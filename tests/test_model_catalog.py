@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -52,6 +55,22 @@ def test_no_hub_id_is_in_two_files(nodes: dict[str, Any]) -> None:
     assert [hub_id for hub_id, count in ids.items() if count > 1] == []
     for name, node in nodes.items():
         assert {catalog.find(hub_id) for hub_id in node["hub_ids"]} == {name}
+
+
+def test_a_name_in_two_files_is_not_chosen_from(tmp_path: Path) -> None:
+    """Where two organisations have a checkpoint of one name, a path that ends in it is not recognised."""
+    copy = tmp_path / "hydra_plugins" / "memfit"
+    for room in ("base", "model"):
+        shutil.copytree(Path(catalog.__file__).parents[1] / room, copy / room)
+    (copy / "__init__.py").touch()
+    shutil.copytree(catalog.directory(), copy / "conf" / "model")
+    twin = (catalog.directory() / "qwen3-8b.yaml").read_text().replace("Qwen/Qwen3", "Other/Qwen3")
+    (copy / "conf" / "model" / "twin.yaml").write_text(twin)
+    code = (
+        "from hydra_plugins.memfit.model.catalog import find_basename as f; print(f('Qwen3-8B-Base'), f('Qwen3-14B'))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env={}, capture_output=True, text=True, check=True)
+    assert run.stdout == "None qwen3-14b\n"
 
 
 def test_each_file_says_where_its_numbers_are_from(nodes: dict[str, Any]) -> None:

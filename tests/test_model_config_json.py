@@ -124,6 +124,22 @@ def test_one_key_changes_the_count_by_what_it_adds(change: dict[str, object], di
     assert spec(LLAMA, **change).parameters - spec(LLAMA).parameters == difference
 
 
+DEPTHS = [
+    ({"model_type": "qwen3_moe", "decoder_sparse_step": 2}, 2),
+    ({"model_type": "qwen3_moe", "decoder_sparse_step": 2, "mlp_only_layers": [3]}, 1),
+    ({"model_type": "qwen3_moe", "num_experts": 0}, 0),
+    ({"model_type": "deepseek_v3", "first_k_dense_replace": 2}, 3),
+    ({"model_type": "mixtral", "num_local_experts": 4}, 5),
+    ({"model_type": "llama"}, 0),
+]
+
+
+@pytest.mark.parametrize(("change", "layers"), DEPTHS)
+def test_layers_with_experts_are_those_that_the_config_names(change: dict[str, object], layers: int) -> None:
+    """Every n-th layer, all after the first, or all: of five layers, as the model type has it."""
+    assert spec(LLAMA, num_hidden_layers=5, **change).num_moe_layers == layers
+
+
 def test_missing_keys_take_the_class_defaults() -> None:
     """A bare model type is the model that its class builds without arguments: Llama-2-7B for llama."""
     assert spec({"model_type": "llama"}).parameters == 6_738_415_616
