@@ -28,6 +28,8 @@ SAVED_FEED_FORWARD, SAVED_HIDDEN = 2, 2
 """Outputs that ``dots_with_no_batch_dims`` saves, a layer and a token: gate and up; o and down (q, k, v beside them)."""
 RECOMPUTED_FEED_FORWARD, RECOMPUTED_HIDDEN = 1, 3
 """Recomputed with the trunk, all layers at once: silu(gate)·up; two norms and the residual (attention output beside)."""
+NOTHING_SAVED_FEED_FORWARD = 0.5
+"""What ``nothing_saveable`` holds more than that, a layer and a token: it recomputes gate and up too, all layers at once."""
 KERNEL = 128
 """The attention kernel's block: other head sizes or lengths make an fp32 score matrix, recomputed in all layers at once."""
 PREFETCHED_COPIES = 2
@@ -124,6 +126,8 @@ def _widths(step: XlaStep) -> int:
     layer = wide + (SAVED_HIDDEN + RECOMPUTED_HIDDEN) * model.hidden_size + query + 2 * key
     if step.remat == "layer":
         return model.num_hidden_layers * model.hidden_size + 2 * layer
+    if step.remat == "nothing_saveable":
+        layer += int(NOTHING_SAVED_FEED_FORWARD * model.intermediate_size)
     return model.num_hidden_layers * layer
 
 

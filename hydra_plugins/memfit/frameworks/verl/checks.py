@@ -55,7 +55,7 @@ def _tensor_parallel(view: View, launch: Launch) -> list[Change]:
 
 def _mini_batch(view: View, explicit: Collection[str]) -> list[Change]:
     """verl refuses a mini-batch above the batch; its own default of 256 is lowered, a value that the user wrote is not."""
-    key, batch = f"{ACTOR}.ppo_mini_batch_size", view.integer("data.train_batch_size", 1024)
+    key, batch = f"{ACTOR}.ppo_mini_batch_size", r.prompts_per_step(view)
     size = view.integer(key, 256)
     if size <= batch or view.flag(f"{ACTOR}.use_dynamic_bsz", False):
         return []

@@ -241,15 +241,20 @@ def max_length(view: View) -> int:
     return view.integer("data.max_prompt_length", 512) + view.integer("data.max_response_length", 512)
 
 
-def sequences_per_step(view: View) -> int:
-    """Sequences of one training step: prompts times n."""
+def prompts_per_step(view: View) -> int:
+    """Prompts of one training step; raises `NotModelled` for a fully asynchronous launch, which has none."""
     prompts = view.integer("data.train_batch_size", 1024, minimum=0)
     if prompts == 0:
         raise NotModelled(
             "data.train_batch_size=0 (fully asynchronous training): trainer and rollout on separate GPUs are not modelled "
             "yet. Launch without the hardware group, or go on unplanned with memfit.strict=false."
         )
-    return prompts * view.integer(f"{ROLLOUT}.n", 1)
+    return prompts
+
+
+def sequences_per_step(view: View) -> int:
+    """Sequences of one training step: prompts times n."""
+    return prompts_per_step(view) * view.integer(f"{ROLLOUT}.n", 1)
 
 
 def mini_sequences(view: View) -> int:
