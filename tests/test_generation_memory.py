@@ -8,10 +8,10 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from support.generation_specs import DATA, ELEMENT_BYTES, call, shapes, spec
 
 from hydra_plugins.memfit.memory.generation import Call, Software, kv_cache_bytes, peak, process
 from hydra_plugins.memfit.memory.sampling import Sampler, sort_scratch_bytes
+from support.generation_specs import DATA, ELEMENT_BYTES, call, shapes, spec
 
 TRACES: list[dict[str, Any]] = json.loads((DATA / "generation_traces.json").read_text())
 # What the project asks of this formula; the traces leave out what no tensor of the model's code is.

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from support.generation_specs import spec
 
 from hydra_plugins.memfit.base.errors import ConfigError, MemfitError, NoPlanFits, NotModelled
 from hydra_plugins.memfit.base.settings import Lengths, Settings
@@ -18,6 +17,7 @@ from hydra_plugins.memfit.hardware.spec import Hardware
 from hydra_plugins.memfit.planning.context import Context
 from hydra_plugins.memfit.planning.problem import Plan, Problem
 from hydra_plugins.memfit.planning.search import make_plan
+from support.generation_specs import spec
 
 MODEL = spec("smollm2-135m", 134_515_008)
 
