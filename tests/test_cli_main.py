@@ -163,6 +163,14 @@ def test_options_and_words_stand_in_any_order(words: tuple[str, ...], capsys: py
     assert document["hardware"]["gpus_per_node"] == 2
 
 
+def test_a_whole_launch_command_can_be_pasted(capsys: pytest.CaptureFixture[str]) -> None:
+    """`python -m module` in front of the words is no word of the launch."""
+    words = tuple(word for word in SMALL if "=" in word)
+    pasted = ("python3", "-m", "verl.trainer.main_ppo", *words, "trainer.logger=['console','wandb']")
+    document = Answer(capsys, "check", *pasted, "trainer.n_gpus_per_node=1", "+hardware=h200", "--json").json
+    assert document == Answer(capsys, "check", *SMALL, "--json").json
+
+
 @pytest.mark.parametrize("words", [("--model", "qwen2.5-0.5b"), ("+model=qwen2.5-0.5b",)])
 def test_a_model_given_by_name_wins(words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     """`--model` and `+model=` answer for the policy, whatever path the launch has."""
@@ -188,6 +196,7 @@ WRONG = {
     "no command": ((), "required: COMMAND"),
     "unknown command": (("chekc",), "invalid choice: 'chekc'"),
     "unknown option": (("check", "--gpu", "1"), "unknown argument '--gpu'"),
+    "a config of his own": (("check", "--config-name=mine", "a=1"), "then --config FILE"),
     "words for detect": (("detect", "a=1"), "unknown argument 'a=1'"),
     "no gpus": (("check", "--gpus", "0"), "'0' is not a whole number above 0"),
     "negative nodes": (("check", "--nodes", "-1"), "not a whole number above 0"),

@@ -41,11 +41,24 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Return the parsed command line; ``args.overrides`` are the ``key=value`` words, between any options, in order."""
     parser = _parser(arguments)
     args, rest = parser.parse_known_args(arguments)
-    unknown = [word for word in rest if word.startswith("-") or not getattr(args, "takes_overrides", False)]
+    takes_overrides = getattr(args, "takes_overrides", False)
+    args.overrides = _without_program(rest) if takes_overrides else rest
+    unknown = [word for word in args.overrides if word.startswith("-") or not takes_overrides]
     if unknown:
-        parser.error(f"unknown argument {unknown[0]!r}; see memfit {args.command} --help")
-    args.overrides = rest
+        parser.error(f"unknown argument {unknown[0]!r}; see memfit {args.command} --help.{_hint(unknown[0])}")
     return args
+
+
+def _without_program(words: list[str]) -> list[str]:
+    """Return the words of a pasted launch line without its ``python -m module``."""
+    is_python = len(words) >= 3 and os.path.basename(words[0]).startswith("python") and words[1] == "-m"
+    return words[3:] if is_python else words
+
+
+def _hint(word: str) -> str:
+    if not word.startswith(("--config-name", "--config-path", "--config-dir")):
+        return ""
+    return " A config of your own is composed by Hydra: COMMAND --cfg job > FILE, then --config FILE."
 
 
 def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from hydra_plugins.memfit.frameworks.registry import names
+
 OVERRIDES_HELP = """\
 key=value    values of the launch, in the grammar of Hydra's command line: key=value, +key=value, ++key=value, ~key.
              memfit.KEY=value are memfit's own settings (memfit.margin=0.08, memfit.pin=[trainer.nnodes]).
@@ -19,7 +21,7 @@ def add_launch_options(parser: argparse.ArgumentParser) -> None:
     parser.epilog = OVERRIDES_HELP
     parser.usage = f"{parser.prog} [options] [key=value ...]"
     add = parser.add_argument
-    add("--framework", metavar="NAME", help="verl, ...; recognised from the keys when left out")
+    add("--framework", metavar="NAME", help=f"{', '.join(names())}; recognised from the keys when left out")
     add("--framework-version", metavar="X.Y.Z", help="the installed one when left out, else the newest known")
     add(
         "--hardware", metavar="NAME", help="h200, a100-80, ... or auto (default: auto, the accelerator of this machine)"
