@@ -131,8 +131,7 @@ def _budgets(view: View, launch: Launch) -> Iterator[Knob]:
     yield from _batch_knobs(
         view, ROLLOUT, "log_prob_max_token_len_per_gpu", "log_prob_micro_batch_size", rollout, 20, forward
     )
-    uses_reference = view.flag(f"{ACTOR}.use_kl_loss", False) or view.flag("algorithm.use_kl_in_reward", False)
-    if uses_reference and view.section(REF):
+    if _uses_reference(view) and view.section(REF):
         batch = r.reference_batch(view, launch)
         yield from _batch_knobs(
             view, REF, "log_prob_max_token_len_per_gpu", "log_prob_micro_batch_size", batch, 21, forward
@@ -142,6 +141,10 @@ def _budgets(view: View, launch: Launch) -> Iterator[Knob]:
     yield from _batch_knobs(view, ACTOR, "ppo_max_token_len_per_gpu", "ppo_micro_batch_size", actor, 22, update)
     if launch.critic_model is not None:
         yield from _critic_budgets(view, launch)
+
+
+def _uses_reference(view: View) -> bool:
+    return view.flag(f"{ACTOR}.use_kl_loss", False) or view.flag("algorithm.use_kl_in_reward", False)
 
 
 def _critic_budgets(view: View, launch: Launch) -> Iterator[Knob]:
@@ -312,13 +315,14 @@ def _host_policy(view: View) -> Iterator[Knob]:
     key = f"{ACTOR}.fsdp_config.offload_policy"
     if not view.has(key) or view.flag(key, False) or view.integer(f"{MODEL}.lora_rank", 0, minimum=0):
         return
+    strategies = [f"{ACTOR}.strategy", *([f"{REF}.strategy"] if _uses_reference(view) else [])]
     yield Knob(
         key=key,
         requested=_composed(view, key),
         candidates=(True,),
         cost=60,
         why="parameters, gradients and optimizer live on the host, and the optimizer step runs there",
-        companions=lambda value: {f"{ACTOR}.strategy": "fsdp2", f"{REF}.strategy": "fsdp2"} if value else {},
+        companions=lambda value: dict.fromkeys(strategies, "fsdp2") if value else {},
     )
 
 
