@@ -73,6 +73,22 @@ def test_a_sweep_over_a_value_is_planned_in_its_jobs_only(app: Path, tmp_path: P
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("start", [["-m"], ["hydra.mode=MULTIRUN"]])
+def test_a_sweep_from_yaml_is_planned_in_its_jobs_only(tmp_path: Path, start: list[str]) -> None:
+    """Parameters in hydra.sweeper.params: two jobs are planned, the config that starts them is not."""
+    own = {"defaults": ["config", "_self_"], "hydra": {"sweeper": {"params": {BATCH: "4,8"}}}}
+    app = write_app(tmp_path, swept=OmegaConf.to_yaml(OmegaConf.create(own)))
+    asked = [word for word in LAUNCH if not word.startswith(BATCH)]
+    words = ["--config-name", "swept", *start, *asked, "+hardware=h200", QUIET, f"hydra.sweep.dir={tmp_path}/out"]
+
+    ran = run([app, *words])
+
+    assert ran.code == 0, ran.err
+    assert [OmegaConf.select(OmegaConf.create(job["config"]), BATCH) for job in ran.jobs] == [4, 8]
+    assert ran.err.count("memfit: ") == 2
+
+
+@pytest.mark.slow
 def test_cfg_shows_the_planned_config(app: Path) -> None:
     """``--cfg job`` prints what a job would get, and a section of it, on stdout alone; nothing is written."""
     whole = run([app, *LAUNCH, "+hardware=h200", QUIET, "--cfg", "job", "--resolve"])

@@ -23,7 +23,7 @@ from hydra_plugins.memfit.base.errors import MemfitError
 from hydra_plugins.memfit.compose import record
 from hydra_plugins.memfit.compose.handover import VARIABLE
 from hydra_plugins.memfit.compose.launch import Launch
-from hydra_plugins.memfit.compose.overrides import read_order
+from hydra_plugins.memfit.compose.overrides import Order, read_order
 from hydra_plugins.memfit.compose.plain import plain
 from hydra_plugins.memfit.compose.settings import is_strict
 from hydra_plugins.memfit.compose.write import NOT_OURS, write_plan
@@ -33,6 +33,7 @@ REPORTED = "MEMFIT_REPORTED"
 """Environment variable: digests of the plans reported so far; a child process of the launch says one line only."""
 
 _COMPLETION = frozenset({"-sc", "--shell_completion", "--shell-completion"})
+_MULTIRUN = frozenset({"-m", "--multirun"})
 _MAX_LINE = 300
 _MAX_ANSWERS = 4
 _answers: dict[str, Plan | MemfitError] = {}
@@ -65,13 +66,28 @@ def fit(config: DictConfig) -> DictConfig:
     try:
         order = read_order(_words(config), composed)
         launch = Launch(config=composed, node=node, order=order)
-        plan = _answer(launch) if not order.sweeps and _COMPLETION.isdisjoint(sys.argv) else None
+        plan = None if _starts_no_job(config, order) else _answer(launch)
     except MemfitError as error:
         _refuse(config, error, node)
     else:
         if plan is not None:
             _apply(config, launch, plan)
     return config.hydra.runtime.choices  # type: ignore[no-any-return]
+
+
+def _starts_no_job(config: DictConfig, order: Order) -> bool:
+    """Whether this composition only serves to start others: the jobs of a sweep, or the completion of a word.
+
+    A sweep is seen by its values on the command line, or by parameters in ``hydra.sweeper.params`` that the command line
+    lacks: the sweeper puts them there for each job.
+    """
+    arguments = set(sys.argv[1:])
+    if order.sweeps or arguments & _COMPLETION:
+        return True
+    parameters = OmegaConf.select(config, "hydra.sweeper.params") or {}
+    swept = {str(key).lstrip("+~").partition("@")[0] for key in parameters}
+    is_multirun = bool(arguments & _MULTIRUN) or "MULTIRUN" in str(config.hydra.mode)
+    return is_multirun and not swept <= order.named
 
 
 def _words(config: DictConfig) -> list[str]:

@@ -30,6 +30,8 @@ class Order:
     """Of those, the ones behind the hardware group."""
     settings: frozenset[str] = frozenset()
     """Keys of memfit's own (``memfit.margin``, ``memfit.hardware.capacity_bytes``) that it sets."""
+    named: frozenset[str] = frozenset()
+    """Every key and every group that it names, as Hydra calls them."""
     sweeps: bool = False
     """It holds a sweep (``a=1,2``): this is the config from which Hydra starts the jobs, and not a job."""
 
@@ -51,6 +53,7 @@ def read_order(lines: Sequence[str], composed: Mapping[str, Any]) -> Order:
         explicit=frozenset(key for key in explicit if not _is_setting(key)),
         pinned=frozenset(key for key in pinned if not _is_setting(key)),
         settings=frozenset(key for key in explicit if _is_setting(key)),
+        named=frozenset(override.key_or_group for override in parsed),
         sweeps=any(override.is_sweep_override() for override in parsed),
     )
 
