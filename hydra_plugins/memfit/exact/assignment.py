@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 _ALLOCATION = re.compile(r"allocation \d+: size (\d+), (.*)")
+_END = "Total bytes used:"
 _QUANTITY = re.compile(r"([\d.]+)([BKMG])")
 _UNIT = {"B": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 _REFUSAL = {
@@ -33,14 +34,19 @@ class Assignment:
         return self.argument_bytes + self.temp_bytes + self.other_bytes
 
 
-def read(lines: Iterable[str]) -> Assignment:
-    """Sum the allocations of a ``*-buffer-assignment.txt`` dump; colours are memories other than HBM and do not count."""
+def read(lines: Iterable[str]) -> Assignment | None:
+    """Sum the allocations of a ``*-buffer-assignment.txt`` dump; colours are memories other than HBM and do not count.
+
+    Returns ``None`` for a dump that is still being written: the line with the sum follows the last allocation.
+    """
     total = {"argument_bytes": 0, "temp_bytes": 0, "other_bytes": 0}
     for line in lines:
+        if line.startswith(_END):
+            return Assignment(**total)
         found = _ALLOCATION.match(line)
         if found and "thread-local" not in line and "color" not in line:
             total[_holder(found.group(2))] += int(found.group(1))
-    return Assignment(**total)
+    return None
 
 
 def _holder(description: str) -> str:

@@ -32,7 +32,7 @@ OVERLAY_BYTES = 160 * MIB
 """What joins the assignment in the compiler's last check (code overlays, scoped memory); closer to the limit than this, wait."""
 _POLL_S = 1.0
 _QUIET_S = 3.0
-"""A dump that has not grown for this long is complete."""
+"""A dump that has not grown for this long is worth a look."""
 
 
 class CompilerMissing(MemfitError):
@@ -84,14 +84,12 @@ class _Watch:
     def look(self) -> Assignment | None:
         """Return the newest complete assignment."""
         for path in sorted(self.folder.glob("*buffer-assignment.txt"), key=lambda p: p.stat().st_mtime_ns):
-            stat = path.stat()
-            if (
-                "jit_" in path.name
-                and time.time() - stat.st_mtime > _QUIET_S
-                and (path.name, stat.st_size) not in self.seen
-            ):
+            stamp = (path.name, path.stat().st_size)
+            if "jit_" in path.name and stamp not in self.seen and time.time() - path.stat().st_mtime > _QUIET_S:
                 with path.open() as lines:
-                    self.seen[path.name, stat.st_size] = assignment.read(lines)
+                    found = assignment.read(lines)
+                if found is not None:
+                    self.seen[stamp] = found
         return self.latest
 
     @property

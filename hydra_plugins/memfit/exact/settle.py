@@ -39,7 +39,7 @@ def settle(
         verdict = verdicts.ask(program, environ=environ, progress=_Progress(_what(step)))
     except CompileFailed as error:
         return closed, f"{_what(step)}: {error}"
-    return _phase(closed, step, verdict), _sentence(step, verdict)
+    return _phase(closed, step, verdict, hardware.held_bytes), _sentence(step, verdict)
 
 
 def _program(step: XlaStep, mesh: tuple[int, int, int], hardware: Hardware) -> Program:
@@ -66,13 +66,13 @@ def _program(step: XlaStep, mesh: tuple[int, int, int], hardware: Hardware) -> P
     )
 
 
-def _phase(closed: PhaseEstimate, step: XlaStep, verdict: Verdict) -> PhaseEstimate:
+def _phase(closed: PhaseEstimate, step: XlaStep, verdict: Verdict, held_bytes: int) -> PhaseEstimate:
     """Keep the exact state; what the compiler adds to it has one name, because it does not say which array is which."""
     held = state(step)
     used = verdict.used_bytes if verdict.fits else max(verdict.used_bytes, verdict.capacity_bytes + 1)
     reference = held.weights // 2 if step.reference else 0  # the compiled program has no frozen copy
     rest = max(0, used - (held.total_bytes - reference))
-    budget = int(verdict.capacity_bytes * (1 - MARGIN))
+    budget = int(verdict.capacity_bytes * (1 - MARGIN)) - held_bytes
     return replace(closed, trainer=held + MemoryBreakdown(activations=rest), budget_bytes=budget)
 
 

@@ -10,10 +10,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 from hydra_plugins.memfit.exact import compiler
-from hydra_plugins.memfit.exact.compiler import Progress, Verdict
+from hydra_plugins.memfit.exact.compiler import CompileFailed, Progress, Verdict
 from hydra_plugins.memfit.exact.spec import Program
 
 VARIABLE = "MEMFIT_TPU_CACHE"
+_failed: dict[str, CompileFailed] = {}
 
 
 def folder(environ: Mapping[str, str]) -> Path:
@@ -25,12 +26,24 @@ def folder(environ: Mapping[str, str]) -> Path:
 
 def ask(program: Program, *, environ: Mapping[str, str], progress: Progress = lambda _: None) -> Verdict:
     """Return the verdict, from the cache when this compiler gave it before; raises as `compiler.ask` does."""
-    path = folder(environ) / f"{program.digest(compiler.versions())}.json"
+    digest = program.digest(compiler.versions())
+    path = folder(environ) / f"{digest}.json"
     known = _load(path)
     if known is None:
-        known = compiler.ask(program, progress=progress)
+        known = _asked(program, digest, progress)
         _store(path, program, known)
     return known
+
+
+def _asked(program: Program, digest: str, progress: Progress) -> Verdict:
+    """Ask the compiler; what failed once in this process is not tried again by the next step of a search."""
+    if digest in _failed:
+        raise _failed[digest]
+    try:
+        return compiler.ask(program, progress=progress)
+    except CompileFailed as error:
+        _failed[digest] = error
+        raise
 
 
 def _load(path: Path) -> Verdict | None:

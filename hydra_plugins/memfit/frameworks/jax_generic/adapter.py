@@ -158,7 +158,7 @@ def _check_mapping(view: View, context: Context) -> None:
         what = f"does not know {', '.join(unknown)}" if unknown else f"needs {', '.join(missing)}"
         raise ConfigError(
             f"memfit.mapping {what}. Names: {', '.join((*REQUIRED, *OPTIONAL))}. Example: "
-            "memfit.mapping.micro_batch_size=train.per_device_batch memfit.mapping.tokens=train.max_length"
+            "+memfit.mapping.micro_batch_size=train.per_device_batch +memfit.mapping.tokens=train.max_length"
         )
     for name, key in mapping.items():
         if not view.has(key):
