@@ -52,7 +52,9 @@ class Probe:
                 parts.ref[f"ppo_{key}"] = parts.ref.pop(f"log_prob_{key}")
             parts.ref.use_dynamic_bsz = parts.ref.pop("log_prob_use_dynamic_bsz")
             parts.ref.ppo_mini_batch_size = parts.actor.ppo_mini_batch_size
-        sections = {name: parts[name] for name in ("actor", "ref", "rollout", "model")}
+        sections = {name: parts[name] for name in ("actor", "rollout", "model")}
+        if need_reference_policy(config):
+            sections["ref"] = parts.ref
         if need_critic(config):
             sections["critic"] = config.critic
         seen["built"] = {name: type(omega_conf_to_dataclass(part)).__name__ for name, part in sections.items()}
