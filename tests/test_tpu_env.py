@@ -9,6 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from hydra_plugins.memfit.base.errors import ConfigError
+from hydra_plugins.memfit.cli.env import exports
+
+NASTY = '$(touch owned) `id` "q" \\ ${HOME}'
 ROOT = Path(__file__).resolve().parents[1]
 SWEEP = ["BATCH_SIZE=1", "NUM_PRE_Q=8", "GLOBAL_LENGTH=2048", "MAX_LENGTH_SAMPLE=64"]
 MODEL = ["MODEL_PATH=Qwen/Qwen2.5-7B-Instruct"]
@@ -60,13 +64,30 @@ def test_no_plan_makes_the_evaluation_fail() -> None:
     assert subprocess.run(["sh", "-c", f"eval '{done.stdout}' && echo started"], check=False).returncode != 0
 
 
-@pytest.mark.parametrize("value", ["a b", "x'; touch owned; '", '$(touch owned) `id` "q" \\', "1,-1,1", "-n", "*"])
-def test_values_survive_the_shell(value: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "value", ["a b", "x'; touch owned; '", NASTY, "1,-1,1", "-n", "*", "", "two\nlines", 8, 0.5, True]
+)
+def test_values_survive_the_shell(value: object, tmp_path: Path) -> None:
     """Whatever a value holds, eval gives it back letter by letter and runs nothing."""
-    done = memfit(*MODEL, "BATCH_SIZE=1", "NUM_PRE_Q=4", f"WANDB_NAME={value}")
-    assert done.returncode == 0, done.stderr
-    assert evaluated(f"cd {tmp_path}; {done.stdout}", ["WANDB_NAME"]) == {"WANDB_NAME": value}
+    script = f"cd {tmp_path}\n" + "\n".join(exports({"WANDB_NAME": value}))
+    expected = str(value).lower() if isinstance(value, bool) else str(value)
+    assert evaluated(script, ["WANDB_NAME"]) == {"WANDB_NAME": expected}
     assert not (tmp_path / "owned").exists()
+
+
+def test_nasty_values_pass_the_command_line_whole() -> None:
+    """Text that Hydra's grammar would read otherwise (quotes, commas, braces) arrives as it was typed."""
+    words = [f"WANDB_NAME={NASTY}", "WANDB_PROJECT=[a]{b:c}", "MESH_SHAPE_FSDP=1,-1,1"]
+    done = memfit(*MODEL, "BATCH_SIZE=1", "NUM_PRE_Q=4", *words)
+    assert done.returncode == 0, done.stderr
+    names = [word.partition("=")[0] for word in words]
+    assert evaluated(done.stdout, names) == dict(word.split("=", 1) for word in words)
+
+
+def test_only_variables_are_exported() -> None:
+    """A dotted key cannot be exported: the message names the command that serves it."""
+    with pytest.raises(ConfigError, match="Use memfit plan"):
+        exports({"rollout.n": 8})
 
 
 def test_variables_of_the_shell_count() -> None:
