@@ -13,6 +13,7 @@ import pytest
 from hydra_plugins.memfit.base.errors import HardwareNotDetected
 from hydra_plugins.memfit.base.units import GIB
 from hydra_plugins.memfit.hardware import tpu
+from hydra_plugins.memfit.hardware.resolve import resolve
 
 TPU_ENV_V4 = """\
 ACCELERATOR_TYPE: 'v4-16'
@@ -173,3 +174,10 @@ def test_visible_chips_shrink_the_host(tmp_path: Path) -> None:
     assert found is not None
     assert (found.gpus_per_node, found.nodes) == (2, 1)
     assert any("2 of this host's 8" in warning for warning in found.warnings)
+
+
+@pytest.mark.skipif(Path("/dev/nvidia0").exists(), reason="a GPU answers first here")
+def test_auto_finds_the_slice() -> None:
+    """hardware=auto on a host without a GPU takes the slice that its variables name."""
+    found = resolve("auto", environ={"TPU_ACCELERATOR_TYPE": "v4-16", "TPU_WORKER_ID": "1"})
+    assert (found.name, found.gpus_per_node, found.nodes) == ("v4-16", 4, 2)
