@@ -40,6 +40,8 @@ class Engine:
     """The engine's fraction; ``None``: the largest useful one that fits is solved for."""
     requested_fraction: float | None = None
     """The fraction to stay close to when one is solved for."""
+    at_least_useful: bool = False
+    """Raise the requested fraction to the useful one, where that fits."""
     tensor_parallel: int
     expert_parallel: int = 1
     max_model_len: int

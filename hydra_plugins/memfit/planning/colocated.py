@@ -285,13 +285,12 @@ def _share(run: ColocatedRun) -> _Solution | None:
     lowest = _ceil_fraction((pool.inside + need) / max(1, pool.base))
     highest = _floor_fraction(_largest_fraction(run, engine, pool))
     useful = _ceil_fraction((pool.inside + engines.useful_kv_bytes(engine)) / max(1, pool.base))
-    asked = engine.requested_fraction
-    if asked is not None and lowest <= asked <= highest:
-        fraction = asked
-    elif asked is not None and asked > highest:
-        fraction = max(highest, _FRACTION_STEP)
-    else:
-        fraction = max(min(highest, max(useful, lowest)), _FRACTION_STEP)
+    wanted = engine.requested_fraction
+    if wanted is None or wanted < lowest:
+        wanted = max(useful, lowest)
+    elif engine.at_least_useful:
+        wanted = max(useful, wanted)
+    fraction = max(min(wanted, highest), _FRACTION_STEP)
     kv = pool.kv_bytes(fraction)
     return _Solution(fraction=fraction, kv=kv, solved=True, shortfall=_kv_shortfall(engine, kv, need))
 

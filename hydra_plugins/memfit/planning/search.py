@@ -3,7 +3,7 @@
 1. Start from what the launch asks for (``goal=fit``) or from the fastest value of each neutral knob (``goal=fast``). Values
    that are unset and needed start at the fastest.
 2. Go through the knobs in the order of their cost. A knob is turned only if that lowers what does not fit, and only as
-   far as it helps.
+   far as it helps. As long as something was turned and the launch still does not fit, go through them again.
 3. Go back from the most expensive knob to the cheapest and undo as much of each as still fits.
 
 Each step is deterministic: every process of one launch that plans gets the same plan.
@@ -69,13 +69,21 @@ class _Search:
     def run(self) -> None:
         """Start, spend, give back, and put numbers where the estimate solved for them."""
         self._start()
+        while not self.estimate.fits and self._pass():
+            pass
+        if self.estimate.fits:
+            self._give_back()
+        self._settle()
+
+    def _pass(self) -> bool:
+        """Go through the knobs once; whether any was turned. What helped nothing before may help after another knob."""
+        turned = len(self.turned)
+        self.rejected = []
         for knob in self.knobs:
             if self.estimate.fits:
                 break
             self._spend(knob)
-        if self.estimate.fits:
-            self._give_back()
-        self._settle()
+        return len(self.turned) > turned
 
     def _with(self, knob: Knob, value: object) -> dict[str, object]:
         """The values with one knob set; its companions follow, and leave when it goes back to the request."""
@@ -109,6 +117,8 @@ class _Search:
         current = self.values.get(knob.key, knob.requested)
         if current in ladder:
             return ladder[ladder.index(current) + 1 :]
+        if any(turned.key == knob.key for turned, _, _ in self.turned):  # by another knob of this key, of another cost
+            return [v for v in knob.candidates if isinstance(v, int) and isinstance(current, int) and v < current]
         return list(knob.candidates)
 
     def _spend(self, knob: Knob) -> None:
@@ -198,6 +208,8 @@ def _changes(problem: Problem, values: Mapping[str, object]) -> tuple[Change, ..
         if not _same(values[key], old):
             new: Value = values[key]  # type: ignore[assignment]
             kind, why = ("neutral", "needed by another change") if knob is None else (knob.kind, knob.why)
+            if knob is not None and new in knob.fast and problem.settings.goal == "fast":
+                why = "faster, and it fits (memfit.goal=fast)"
             changes.append(Change(key=key, old=old, new=new, kind=kind, why=why))
     return tuple(changes)
 

@@ -83,11 +83,18 @@ def _composed(view: View, key: str) -> Value:
     return None if value is MISSING else value
 
 
-def _switch(view: View, key: str, *, cost: int, why: str, to: bool = True, default: bool = False) -> Iterator[Knob]:
-    """A flag that is turned on (or off, with ``to=False``) when needed; nothing where it already stands so."""
-    section = key.rpartition(".")[0]
-    if view.section(section) and view.flag(key, default) != to:
-        yield Knob(key=key, requested=_composed(view, key), candidates=(to,), cost=cost, why=why)
+def _switch(view: View, key: str, *, cost: int, why: str, default: bool = False) -> Iterator[Knob]:
+    """A flag that saves memory when it is on; where it is on, switching it off is faster."""
+    if not view.section(key.rpartition(".")[0]):
+        return
+    fast = (False,) if view.flag(key, default) else ()
+    yield Knob(key=key, requested=_composed(view, key), candidates=(True,), cost=cost, why=why, fast=fast)
+
+
+def _saver(view: View, key: str, *, cost: int, why: str, default: bool = False) -> Iterator[Knob]:
+    """A flag that saves memory when it is on, and that memfit never switches off."""
+    if not view.flag(key, default):
+        yield from _switch(view, key, cost=cost, why=why, default=default)
 
 
 # -- costs nothing --------------------------------------------------------------------------------------------------
@@ -106,7 +113,7 @@ def _free(view: View, launch: Launch) -> Iterator[Knob]:
     yield from _bucket(view, launch)
     if view.integer(f"{MODEL}.lora_rank", 0, minimum=0) and view.has(f"{ROLLOUT}.layered_summon"):
         why = "adapters are collected layer by layer instead of gathering the whole base model"
-        yield from _switch(view, f"{ROLLOUT}.layered_summon", cost=16, why=why)
+        yield from _saver(view, f"{ROLLOUT}.layered_summon", cost=16, why=why)
 
 
 def _single_turn(view: View) -> bool:
@@ -274,7 +281,7 @@ def _offloads(view: View, launch: Launch) -> Iterator[Knob]:
 def _memory_for_compute(view: View, launch: Launch) -> Iterator[Knob]:
     if launch.behaviour.legacy_workers or not view.flag(f"{MODEL}.use_remove_padding", True):
         why = "no compute and no memory for padding"
-        yield from _switch(view, f"{MODEL}.use_remove_padding", cost=42, why=why)
+        yield from _saver(view, f"{MODEL}.use_remove_padding", cost=42, why=why)
     why = "one more forward pass instead of keeping every layer's activations"
     yield from _switch(view, f"{MODEL}.enable_gradient_checkpointing", cost=44, why=why, default=True)
     if launch.critic_model is not None:
@@ -285,7 +292,7 @@ def _memory_for_compute(view: View, launch: Launch) -> Iterator[Knob]:
         yield from _switch(view, f"{MODEL}.enable_activation_offload", cost=48, why=why)
     if view.has(f"{MODEL}.use_fused_kernels") and launch.behaviour.expandable_in_trainer:
         why = "log-probabilities in chunks, without the matrix of all logits"
-        yield from _switch(view, f"{MODEL}.use_fused_kernels", cost=52, why=why)
+        yield from _saver(view, f"{MODEL}.use_fused_kernels", cost=52, why=why)
     yield from _host_policy(view)
 
 

@@ -401,13 +401,12 @@ def max_model_len(view: View, launch: Launch) -> int:
     return max_length(view)
 
 
-def _fractions(view: View, launch: Launch) -> tuple[float | None, float | None]:
+def _fractions(view: View) -> tuple[float | None, float | None]:
     """The fraction in force (``None`` while it is being solved for), and the one to stay close to."""
     if view.raw(FRACTION) is not SOLVE:
         return view.number(FRACTION, 0.5, low=0.0, high=1.0), None
     asked = view.composed(FRACTION)
-    close = float(asked) if isinstance(asked, (int, float)) and launch.settings.goal == "fit" else None
-    return None, close
+    return None, float(asked) if isinstance(asked, (int, float)) else None
 
 
 def _engine(view: View, launch: Launch, lora_rank: int) -> Engine:
@@ -417,7 +416,7 @@ def _engine(view: View, launch: Launch, lora_rank: int) -> Engine:
     batched = view.integer(f"{ROLLOUT}.max_num_batched_tokens", 8192)
     if not view.flag(f"{ROLLOUT}.enable_chunked_prefill", True):
         batched = max(batched, model_len)
-    fraction, close_to = _fractions(view, launch)
+    fraction, close_to = _fractions(view)
     replicas = max(1, launch.world_size // tp)
     in_process = b.engine_in_process and view.text(f"{ROLLOUT}.mode", "sync") == "sync"
     eager = view.flag(f"{ROLLOUT}.enforce_eager", parse(launch.version) < (0, 6))
@@ -426,6 +425,7 @@ def _engine(view: View, launch: Launch, lora_rank: int) -> Engine:
         share_of=engine_share(name, launch.engine_version),
         fraction=fraction,
         requested_fraction=close_to,
+        at_least_useful=launch.settings.goal == "fast",
         tensor_parallel=tp,
         expert_parallel=view.integer(f"{ROLLOUT}.expert_parallel_size", 1),
         max_model_len=model_len,
