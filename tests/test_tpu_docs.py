@@ -16,7 +16,7 @@ PAGE = "docs/tpu.md"
 _SURVEY = re.compile(r"<!-- survey -->\n(.*?)<!-- /survey -->", re.DOTALL)
 
 
-@pytest.mark.parametrize("block", blocks(PAGE), ids=lambda block: f"line {block.line}")
+@pytest.mark.parametrize("block", list(blocks(PAGE)), ids=lambda block: f"line {block.line}")
 def test_commands_print_what_is_shown(block: Block) -> None:
     """Each console block of the page is what its commands print today."""
     assert run(block) == (block.body, block.exit_status)

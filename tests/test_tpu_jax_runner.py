@@ -22,11 +22,13 @@ CONFIG: dict[str, Any] = {
 NAMES = {"model": "model.path", "micro_batch_size": "train.per_device", "tokens": "train.length"}
 
 
-def problem(mapping: dict[str, str], config: dict[str, Any] = CONFIG, hardware: str = "v4-16", **more: Any) -> Problem:
+def problem(
+    mapping: dict[str, str], config: dict[str, Any] = CONFIG, hardware: str = "v4-16", goal: str = "fit", **more: Any
+) -> Problem:
     """Return the adapter's problem for a runner with these names."""
     context = Context(
         hardware=catalog.load(hardware),
-        settings=Settings(mapping=mapping),
+        settings=Settings(mapping=mapping, goal=goal),
         resolve_model=lambda _: model("qwen2.5-7b"),
         **more,
     )
@@ -41,6 +43,17 @@ def test_accumulation_follows_the_micro_batch() -> None:
     assert plan.trains_the_same
     assert new["train.per_device"] * new["train.accumulate"] == 8
     assert new["train.per_device"] < 8
+
+
+def test_goal_fast_grows_the_micro_batch() -> None:
+    """With memfit.goal=fast the micro-batch takes over from the accumulation as far as it fits."""
+    names = NAMES | {"accumulation_steps": "train.accumulate", "remat": "train.remat"}
+    train = CONFIG["train"] | {"per_device": 1, "accumulate": 16, "length": 1024}
+    plan = make_plan(problem(names, CONFIG | {"train": train}, goal="fast"))
+    new = {change.key: change.new for change in plan.changes}
+    assert plan.fits
+    assert new["train.per_device"] > 1
+    assert new["train.per_device"] * new["train.accumulate"] == 16
 
 
 def test_runner_that_accumulates_by_itself() -> None:

@@ -83,6 +83,16 @@ def test_micro_batches_are_spent_where_the_runner_has_them(config: dict[str, Any
     assert plan.trains_the_same
 
 
+def test_goal_fast_takes_the_largest_micro_batch_that_fits() -> None:
+    """With memfit.goal=fast the micro-batch grows as far as it fits; without it what fits is kept."""
+    config = nested(batch=32, n=8, prompt=512, sample=64, train={"micro_batch_size_per_device": 1})
+    found = problem(config, goal="fast")
+    new = changed(make_plan(found))["train.micro_batch_size_per_device"]
+    assert new > 1
+    assert not found.estimate({"train.micro_batch_size_per_device": 2 * new}).fits
+    assert make_plan(problem(config)).changes == ()
+
+
 def test_what_fits_is_left_alone() -> None:
     """A launch that fits is not changed."""
     assert make_plan(problem(SWEEP | {"NUM_PRE_Q": 4})).changes == ()
@@ -159,8 +169,9 @@ def test_what_a_device_sees(
         (SWEEP | {"BATCH_SIZE": 5, "NUM_PRE_Q": 3}, "Use NUM_PRE_Q=4"),
         (SWEEP | {"GLOBAL_LENGTH": 9000}, "GLOBAL_LENGTH=9000 is above the runner's largest bucket"),
         (SWEEP | {"MESH_SHAPE_FSDP": "1,3,1"}, "has 3 places for 8 devices"),
-        (nested(train={"micro_batch_size_per_device": 3}), "do not divide"),
-        (nested(train={"micro_batch_size": 6, "micro_batch_size_per_device": None}), "cannot be shared by 4 devices"),
+        (nested(train={"micro_batch_size_per_device": 3}), "Use train.micro_batch_size_per_device=2"),
+        (nested(), "Use train.micro_batch_size_per_device=2"),
+        (nested(train={"micro_batch_size": 6, "micro_batch_size_per_device": None}), "Use train.micro_batch_size=4"),
         (
             nested(train={"micro_batch_size": 4, "micro_batch_size_per_device": 2}),
             "contradict each other on 4 devices",

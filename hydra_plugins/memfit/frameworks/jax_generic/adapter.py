@@ -169,11 +169,20 @@ def _knobs(launch: _Launch) -> list[Knob]:
     micro, batch = launch.micro(launch.view), launch.batch
     key, steps = launch.context.settings.mapping["micro_batch_size"], launch.key("accumulation_steps")
     keeps = (steps is not None and steps not in launch.context.pinned) or launch.key("batch_size") is not None
-    smaller = tuple(n for n in range(micro - 1, 0, -1) if not keeps or batch % n == 0)
-    why = "fewer sequences in a pass, more of them accumulated" if keeps else "fewer sequences: a smaller batch"
-    kind = "neutral" if keeps else "semantic"
-    follow = launch.steps_for if keeps else None
-    knobs = [Knob(key=key, requested=micro, candidates=smaller, cost=10, kind=kind, why=why, companions=follow)]
+    sizes = [n for n in range(max(micro, batch), 0, -1) if not keeps or batch % n == 0]
+    knob = Knob(
+        key=key,
+        requested=micro,
+        candidates=tuple(n for n in sizes if n < micro),
+        fast=tuple(n for n in sizes if n > micro) if keeps else (),
+        cost=10,
+        kind="neutral" if keeps else "semantic",
+        why="sequences in a pass; the rest of the batch is accumulated"
+        if keeps
+        else "fewer sequences: a smaller batch",
+        companions=launch.steps_for if keeps else None,
+    )
+    knobs = [knob]
     if steps is not None:
         now = launch.count("accumulation_steps", launch.view)
         knobs.append(

@@ -198,11 +198,19 @@ def _micro_knobs(launch: _Launch, batch: Batch) -> list[Knob]:
         else "micro_per_device"
     )
     unit = launch.slice.per_host if name == "micro" else 1
-    now = batch.update_per_device
-    smaller = [n * unit for n in range(now - 1, 0, -1) if batch.rollout_per_device % n == 0]
+    now, whole = batch.update_per_device, batch.rollout_per_device
+    sizes = [n for n in range(whole, 0, -1) if whole % n == 0]
     requested = request.micro if name == "micro" else request.micro_per_device
-    why = "fewer sequences in a micro-batch, more of them accumulated"
-    return [Knob(key=request.key[name], requested=requested, candidates=tuple(smaller), cost=_MICRO_COST, why=why)]
+    return [
+        Knob(
+            key=request.key[name],
+            requested=requested,
+            candidates=tuple(n * unit for n in sizes if n < now),
+            fast=tuple(n * unit for n in sizes if n > now),
+            cost=_MICRO_COST,
+            why="sequences in a micro-batch; the rest of the batch is accumulated",
+        )
+    ]
 
 
 def _semantic_knobs(launch: _Launch, batch: Batch) -> list[Knob]:

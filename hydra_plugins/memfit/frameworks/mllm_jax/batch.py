@@ -94,12 +94,11 @@ def _micro(request: Request, local: int, devices: Slice) -> int | None:
     if micro is None or micro == local:
         return None
     key = request.key["micro" if own else "micro_per_device"]
-    if micro % devices.per_host:
+    if micro % devices.per_host or local % micro:
+        sizes = [n for n in range(devices.per_host, local + 1, devices.per_host) if local % n == 0]
+        near = max([n for n in sizes if n <= micro] or sizes[:1])
         raise ConfigError(
-            f"{key}={own or per_device}: {micro} sequences cannot be shared by {devices.per_host} devices of a host."
-        )
-    if local % micro:
-        raise ConfigError(
-            f"{key}={own or per_device} makes micro-batches of {micro}, which do not divide the {local} of one host."
+            f"{key}={own or per_device} makes micro-batches of {micro}: they must divide the {local} sequences of one host and "
+            f"be shared by its {devices.per_host} devices. Use {key}={near if own else near // devices.per_host}."
         )
     return micro
