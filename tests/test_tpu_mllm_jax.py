@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
 from hydra_plugins.memfit.base.errors import ConfigError, MemfitError, NoPlanFits, NotModelled
 from hydra_plugins.memfit.base.settings import Settings
+from hydra_plugins.memfit.cli.main import main
 from hydra_plugins.memfit.frameworks import registry
 from hydra_plugins.memfit.frameworks.mllm_jax import keys
 from hydra_plugins.memfit.frameworks.mllm_jax.batch import bucket, split
@@ -232,3 +234,22 @@ def test_misspelt_keys(key: str, known: bool) -> None:
     """A misspelt variable, or a near miss of a key that decides memory, belongs to no version."""
     adapter = registry.adapter("mllm-jax")
     assert bool(adapter.versions_with(key)) is known  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("completions", "status"), [(4, 0), (8, 3)])
+def test_console_judges_the_sweep(completions: int, status: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """`memfit check` gives the boundary of the sweep as exit status and JSON, phases and components summed."""
+    words = [f"{name}={value}" for name, value in (SWEEP | {"NUM_PRE_Q": completions}).items()]
+    assert main(["check", "--framework", "mllm-jax", "--hardware", "v4-16", "--json", *words]) == status
+    found = json.loads(capsys.readouterr().out)
+    assert found["fits"] is (status == 0)
+    assert [phase["name"] for phase in found["phases"]] == ["rollout", "train_step"]
+    for phase in found["phases"]:
+        assert sum(phase["components"].values()) == sum(phase["processes"].values()) == phase["peak_bytes"]
+
+
+def test_console_refuses_to_compile_for_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
+    """`--compile` on a GPU launch is an error and not a silent no."""
+    words = ["data.train_batch_size=64", "actor_rollout_ref.model.path=Qwen/Qwen2.5-0.5B-Instruct"]
+    assert main(["check", "--compile", "--framework", "verl", "--hardware", "h200", "--gpus", "1", *words]) == 2
+    assert "h200 is a GPU" in capsys.readouterr().err
