@@ -185,6 +185,30 @@ def test_facts_of_the_accelerator_can_be_given(capsys: pytest.CaptureFixture[str
     assert "capacity_bytes" in document["hardware"]["source"]
 
 
+@pytest.mark.parametrize(
+    ("words", "warning"),
+    [
+        (("--framework-version", "0.9.0"), "verl 0.9.0 is read with the keys and defaults of 0.9.1."),
+        (("--framework-version", "0.9.1"), None),
+    ],
+)
+def test_a_version_that_stands_for_another_is_said(
+    words: tuple[str, ...], warning: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A release of the same series stands in for one whose config is not known, and a warning says so."""
+    assert Answer(capsys, "check", *SMALL, *words, "--json").json["warnings"] == ([warning] if warning else [])
+
+
+def test_keys_of_a_file_that_the_framework_does_not_have_are_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file may hold more than the launch needs; what the version does not know is a warning."""
+    path = tmp_path / "more.yaml"
+    path.write_text("critic: {model.fsdp_config.param_offload: true}\ntransfer_queue: {enable: false}\n")
+    (warning,) = Answer(capsys, "check", *SMALL, "--config", str(path), "--json").json["warnings"]
+    assert warning == "verl 0.9.1 has no key critic.model.fsdp_config.param_offload (in --config)."
+
+
 @pytest.mark.parametrize(("style", "num_lines"), [("off", 0), ("short", 1)])
 def test_report_styles(style: str, num_lines: int, capsys: pytest.CaptureFixture[str]) -> None:
     """`memfit.report` decides what people see; the exit status stays."""

@@ -52,12 +52,16 @@ def read_launch(args: argparse.Namespace) -> Question:
     node = _memfit_node(given.get("memfit"), line, args)
     own = {key: value for key, value in given.items() if key not in _NOT_A_FRAMEWORKS}
     adapter = _adapter(node, own, line)
-    node |= {"framework": adapter.name, "framework_version": _version(adapter, node.get("framework_version"))}
-    config = _composed(adapter, node["framework_version"], own, line)
+    asked = node.get("framework_version")
+    version = _version(adapter, asked)
+    node |= {"framework": adapter.name, "framework_version": version}
+    config = _composed(adapter, version, own, line)
     order = _order(args.overrides, config, own, line)
     launch = Launch(config=config, node=node, order=order, gpus_per_node=args.gpus, nodes=args.nodes)
     problem, pinned = launch.problem()
-    problem = replace(problem, warnings=(*problem.warnings, *_unread(adapter, node["framework_version"], own)))
+    stand_in = f"{adapter.name} {asked} is read with the keys and defaults of {version}."
+    said = (*([stand_in] if asked not in (None, version) else []), *_unread(adapter, version, own))
+    problem = replace(problem, warnings=(*problem.warnings, *said))
     absent = frozenset(knob.key for knob in problem.knobs if value_at(config, knob.key) is ABSENT)
     return Question(problem=problem, pinned=pinned, absent=absent)
 
