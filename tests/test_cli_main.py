@@ -236,6 +236,12 @@ WRONG = {
     "no framework": (("check", "--hardware", "h200", "foo.bar=1"), "of no framework that memfit knows"),
     "misspelt setting": (("check", *SMALL, "memfit.margn=0.1"), "memfit.margn is not a setting of memfit"),
     "margin too large": (("check", *SMALL, "memfit.margin=2"), "memfit.margin is 2"),
+    "a number for a version": (
+        ("check", *SMALL, "memfit.framework_version=0.9"),
+        "memfit.framework_version is 0.9; it must be a text in quotes",
+    ),
+    "a number for a framework": (("check", *SMALL[2:], "memfit.framework=1"), "memfit.framework is 1"),
+    "a word for memfit": (("check", *SMALL, "memfit=1"), "memfit"),
     "unknown goal": (("check", *SMALL, "memfit.goal=small"), "memfit.goal is 'small'"),
     "unknown pin": (("plan", *SMALL, "memfit.pin=[a.b]"), "memfit.pin names 'a.b'"),
     "unknown fact": (("check", *SMALL, "memfit.hardware.capacity=1"), "memfit.hardware.capacity is not a key"),

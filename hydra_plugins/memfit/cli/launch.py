@@ -22,8 +22,9 @@ from hydra_plugins.memfit.cli.line import Line, apply, read_line
 from hydra_plugins.memfit.compose.launch import Launch
 from hydra_plugins.memfit.compose.overrides import Order, read_order
 from hydra_plugins.memfit.compose.plain import ABSENT, leaves, plain, value_at
+from hydra_plugins.memfit.compose.settings import read_settings
 from hydra_plugins.memfit.frameworks import registry
-from hydra_plugins.memfit.frameworks.adapter import Adapter
+from hydra_plugins.memfit.frameworks.adapter import Adapter, HasBackends, KnowsKeys, PicksVersion
 from hydra_plugins.memfit.planning.problem import Problem
 
 _NOT_A_FRAMEWORKS = ("hydra", "memfit", "defaults")
@@ -51,8 +52,9 @@ def read_launch(args: argparse.Namespace) -> Question:
     given = read_config_file(args.config) if args.config else {}
     node = _memfit_node(given.get("memfit"), line, args)
     own = {key: value for key, value in given.items() if key not in _NOT_A_FRAMEWORKS}
-    adapter = _adapter(node, own, line)
-    asked = node.get("framework_version")
+    settings = read_settings(node)
+    adapter = _adapter(settings.framework, own, line)
+    asked = settings.framework_version
     version = _version(adapter, asked)
     node |= {"framework": adapter.name, "framework_version": version}
     config = _composed(adapter, version, own, line)
@@ -72,7 +74,9 @@ def _memfit_node(given: Any, line: Line, args: argparse.Namespace) -> dict[str, 
         raise ConfigError(f"the section memfit of --config is {given!r}; it must hold settings, such as margin: 0.05.")
     root = OmegaConf.create({"memfit": dict(given or {})})
     apply(root, line.settings)
-    node: dict[str, Any] = plain(root)["memfit"]
+    node = plain(root)["memfit"]
+    if not isinstance(node, dict):
+        raise ConfigError(f"memfit={node!r} is no setting; settings are memfit.KEY=VALUE, such as memfit.margin=0.05.")
     flags = {"framework": args.framework, "framework_version": args.framework_version}
     node.update({key: value for key, value in flags.items() if value is not None})
     for group, flag in (("hardware", args.hardware), ("model", args.model)):
@@ -109,10 +113,10 @@ def _file(group: str, name: str) -> dict[str, Any]:
     return dict(content if facts is ABSENT else facts)
 
 
-def _adapter(node: Mapping[str, Any], own: Mapping[str, Any], line: Line) -> Adapter:
+def _adapter(name: str | None, own: Mapping[str, Any], line: Line) -> Adapter:
     """Return the framework that is named, else the one whose keys these are; raises `ConfigError`."""
-    if isinstance(node.get("framework"), str):
-        return registry.adapter(node["framework"])
+    if name is not None:
+        return registry.adapter(name)
     asked = OmegaConf.create(dict(own))
     apply(asked, [override for override in line.values if not override.is_delete()])
     content = plain(asked)
@@ -129,14 +133,13 @@ def _has_sections(adapter: Adapter, content: Mapping[str, Any]) -> bool:
     return bool(content) and set(content) <= set(adapter.defaults(adapter.versions[-1]))
 
 
-def _version(adapter: Adapter, asked: Any) -> str:
-    """Return the version whose defaults count; an adapter may know better than by name (`pick_version`)."""
-    pick = getattr(adapter, "pick_version", None)
-    if pick is not None:
-        return str(pick(asked))
+def _version(adapter: Adapter, asked: str | None) -> str:
+    """Return the version whose defaults count: the one that is asked for, or the one that stands for it."""
+    if isinstance(adapter, PicksVersion):
+        return adapter.pick_version(asked)
     if asked is not None and asked not in adapter.versions:
-        raise UnknownName(f"{adapter.name} version", str(asked), adapter.versions)
-    return str(asked or adapter.versions[-1])
+        raise UnknownName(f"{adapter.name} version", asked, adapter.versions)
+    return asked or adapter.versions[-1]
 
 
 def _composed(adapter: Adapter, version: str, own: Mapping[str, Any], line: Line) -> dict[str, Any]:
@@ -151,23 +154,20 @@ def _composed(adapter: Adapter, version: str, own: Mapping[str, Any], line: Line
 
 
 def _defaults(adapter: Adapter, version: str, own: Mapping[str, Any], line: Line) -> Mapping[str, Any]:
-    """Return the framework's defaults; where it has several, those that the user's keys belong to (`defaults_with`)."""
-    choose = getattr(adapter, "defaults_with", None)
-    if choose is None:
+    """Return the framework's defaults; where it has several, those that the user's keys belong to."""
+    if not isinstance(adapter, HasBackends):
         return adapter.defaults(version)
     words = {override.key_or_group: override.value() for override in line.values if not override.is_delete()}
-    defaults: Mapping[str, Any] = choose(version, {**{key: value_at(own, key) for key in leaves(own) if key}, **words})
-    return defaults
+    return adapter.defaults_with(version, {**{key: value_at(own, key) for key in leaves(own) if key}, **words})
 
 
 def _refusal(adapter: Adapter, version: str) -> Callable[[str], str] | None:
-    """Return what says why the framework lacks a key; ``None`` where the adapter cannot tell (`versions_with`)."""
-    versions_with = getattr(adapter, "versions_with", None)
-    if versions_with is None:
+    """Return what says why the framework lacks a key; ``None`` where the adapter cannot tell."""
+    if not isinstance(adapter, KnowsKeys):
         return None
 
     def refusal(key: str) -> str:
-        versions = versions_with(key)
+        versions = adapter.versions_with(key)
         if version in versions:
             return ""
         others = f" It is a key of {adapter.name} {', '.join(versions)}." if versions else ""
