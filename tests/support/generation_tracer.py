@@ -176,13 +176,13 @@ def _build(case: Case) -> Any:
 
 
 @contextlib.contextmanager
-def _decided(case: Case, steps: int) -> Iterator[None]:
+def _decided(case: Case, steps: int) -> Iterator[list[int]]:
     """Answer the questions about values: padding as the case says, unfinished until ``steps`` tokens are there."""
     from transformers import masking_utils
     from transformers.generation.utils import GenerationMixin
 
     original = masking_utils._ignore_causal_mask_sdpa
-    asked = iter(range(steps))
+    asked: list[int] = []
 
     def ignore(padding_mask: Any, *args: Any, **kwargs: Any) -> bool:
         return not case.padded and original(None, *args, **kwargs)
@@ -197,7 +197,8 @@ def _decided(case: Case, steps: int) -> Iterator[None]:
         model.set_experts_implementation(chosen)
 
     def unfinished(*args: Any, **kwargs: Any) -> bool:
-        return next(asked, None) is not None
+        asked.append(steps)
+        return len(asked) <= steps
 
     with (
         mock.patch.object(masking_utils, "_ignore_causal_mask_sdpa", ignore),
@@ -206,7 +207,7 @@ def _decided(case: Case, steps: int) -> Iterator[None]:
         mock.patch.object(GenerationMixin, "_optimize_model_for_decode", as_on_cuda),
         mock.patch.object(torch.nn.functional, "scaled_dot_product_attention", cuda_sdpa),
     ):
-        yield
+        yield asked
 
 
 def _generation_config(case: Case) -> Any:
@@ -232,9 +233,8 @@ def _grown_cache(model: Any, rows: int, tokens: int, dtype: torch.dtype) -> Any:
         sliding = cache.layers[index].is_sliding if index < len(cache.layers) else False
         length = min(tokens, config.sliding_window - 1) if sliding else tokens
         states = [torch.empty((rows, config.num_key_value_heads, length, head_dim), dtype=dtype) for _ in range(2)]
+        cache.update(*states, index)
         layer = cache.layers[index]
-        layer.lazy_initialization(*states)
-        layer.keys, layer.values = states
         if sliding:
             layer.cumulative_length = tokens
     return cache
@@ -252,7 +252,7 @@ def _measured(case: Case, model: Any, meter: StorageMeter, *, seen: int, steps: 
     """Peak of ``steps`` tokens of one call that starts with ``seen`` tokens in its cache; 0: with the whole prompt."""
     extra: dict[str, Any] = {}
     config, held = _generation_config(case), None
-    with meter, _decided(case, steps):
+    with meter, _decided(case, steps) as asked:
         ids, mask = _ids(case, seen + 1 if seen else case.prompt)
         if seen:
             extra["past_key_values"] = _grown_cache(model, case.rows * case.beams, seen, DTYPES[case.dtype])
@@ -263,6 +263,8 @@ def _measured(case: Case, model: Any, meter: StorageMeter, *, seen: int, steps: 
         # Beam search ends with a question about values (how long the best beam is), after its last peak.
         with contextlib.suppress(DataDependentOutputException):
             model.generate(ids, attention_mask=mask, generation_config=config, **extra)
+        if len(asked) <= steps:
+            raise RuntimeError(f"{case}: the loop asked {len(asked)} times whether to go on, not {steps + 1}")
         del held
         return meter.peak, meter.peak_op
 

@@ -60,19 +60,29 @@ def sampler_bytes(sampler: Sampler, *, rows: int, held: int, logits: int) -> int
     ``SortStable.cu`` (`sort_scratch_bytes`).
     """
     if sampler.beams:
-        return max(logits + FP32 * (2 + (held > 0)), FP32 * (4 if sampler.do_sample else 3))
+        chosen = max(logits + FP32 * (2 + (held > 0)), FP32 * (4 if sampler.do_sample else 3))
+        return max(chosen, logits + FP32 + max(_processor_stages(sampler, rows), default=0))
     if not sampler.do_sample:
         return logits + FP32 * (1 + (held > 0))
     before = FP32 * (held - 1) if sampler.processed and held else 0
     stages = [FP32 * (1 + held), FP32 * (3 + sampler.processed)]
+    stages += [before + stage for stage in _processor_stages(sampler, rows)]
+    return logits + max(stages)
+
+
+def _processor_stages(sampler: Sampler, rows: int) -> list[int]:
+    """Bytes a score while each processor runs, with the scores that the chain was given."""
+    if not sampler.do_sample:
+        return []
+    stages = [FP32]
     if sampler.temperature:
-        stages.append(2 * FP32 + before)
+        stages.append(2 * FP32)
     if sampler.top_k:
-        stages.append(2 * FP32 + FP32 * sampler.temperature + 1 + before)
+        stages.append(2 * FP32 + FP32 * sampler.temperature + 1)
     if sampler.top_p:
         earlier = FP32 * (sampler.temperature or sampler.top_k)
-        stages.append(FP32 + earlier + FP32 + INT64 + sort_scratch_bytes(rows) + before)
-    return logits + max(stages)
+        stages.append(2 * FP32 + earlier + INT64 + sort_scratch_bytes(rows))
+    return stages
 
 
 def sort_scratch_bytes(rows: int) -> int:

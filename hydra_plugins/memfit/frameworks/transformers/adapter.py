@@ -26,13 +26,12 @@ from hydra_plugins.memfit.frameworks.transformers.keys import (
 from hydra_plugins.memfit.frameworks.view import MISSING, View
 from hydra_plugins.memfit.memory.breakdown import Estimate, PhaseEstimate
 from hydra_plugins.memfit.memory.generation import Call, process
-from hydra_plugins.memfit.memory.overheads import FRAGMENTATION_SHARE
 from hydra_plugins.memfit.memory.sampling import Sampler
 from hydra_plugins.memfit.model.spec import ModelSpec
 from hydra_plugins.memfit.planning.context import Context
 from hydra_plugins.memfit.planning.problem import Knob, Problem
 
-_MICRO_BATCHES = (256, 192, 128, 96, 64, 48, 32, 24, 16, 12, 8, 6, 4, 3, 2, 1)
+_MICRO_BATCHES = (256, 192, 128, 96, 64, 48, 40, 32, 28, 24, 20, *range(16, 0, -1))
 _MOST_ROWS = 1024
 """Sequences at once above which decoding on one GPU is no longer limited by reading the weights; nothing is gained there."""
 
@@ -122,13 +121,12 @@ class _Launch:
     def estimate(self, values: Mapping[str, object]) -> Estimate:
         """Return the prediction for ``values`` by the app's keys."""
         call = self.call(self.view.with_values(values))
-        peak = process(self.model, call, fragmentation_share=_fragmentation_share(self.context))
+        peak = process(self.model, call, expandable_segments=_expandable(self.context))
         return Estimate(phases=(PhaseEstimate(name="generate", trainer=peak, budget_bytes=self.budget_bytes),))
 
 
-def _fragmentation_share(context: Context) -> float:
-    expandable = "expandable_segments:True" in context.environ.get("PYTORCH_CUDA_ALLOC_CONF", "")
-    return FRAGMENTATION_SHARE[expandable]
+def _expandable(context: Context) -> bool:
+    return "expandable_segments:True" in context.environ.get("PYTORCH_CUDA_ALLOC_CONF", "")
 
 
 class TransformersAdapter:
