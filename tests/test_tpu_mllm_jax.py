@@ -253,3 +253,11 @@ def test_console_refuses_to_compile_for_a_gpu(capsys: pytest.CaptureFixture[str]
     words = ["data.train_batch_size=64", "actor_rollout_ref.model.path=Qwen/Qwen2.5-0.5B-Instruct"]
     assert main(["check", "--compile", "--framework", "verl", "--hardware", "h200", "--gpus", "1", *words]) == 2
     assert "h200 is a GPU" in capsys.readouterr().err
+
+
+def test_hopeless_launch_is_not_compiled() -> None:
+    """With memfit.exact a step that no squeezing can save is refused at once, without the compiler, and said so."""
+    config = nested(batch=16, n=8, prompt=512, sample=1024, train={"micro_batch_size_per_device": 16})
+    found = check(problem(config, hardware="v6e-8", exact=True))
+    assert not found.fits
+    assert any("it was not asked" in warning for warning in found.warnings)
