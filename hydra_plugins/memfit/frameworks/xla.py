@@ -56,7 +56,9 @@ def read_mesh(text: str, key: str, devices: Slice) -> Mesh:
     except ValueError:
         dims = []
     if len(dims) != 3 or dims.count(-1) > 1 or any(d < 1 for d in dims if d != -1):
-        raise ConfigError(f"{key} is {text!r}; it must be auto or three numbers dp,fsdp,tp, one of them may be -1: {example}")
+        raise ConfigError(
+            f"{key} is {text!r}; it must be auto or three numbers dp,fsdp,tp, one of them may be -1: {example}"
+        )
     if -1 in dims:
         dims[dims.index(-1)] = max(1, devices.count // -prod(dims))
     if prod(dims) != devices.count:
