@@ -202,6 +202,29 @@ def test_expandable_segments_stop_a_strict_launch() -> None:
     assert started.error == ""
 
 
+UNMODELLED = {
+    "actor_rollout_ref.actor.strategy": "veomni",
+    "actor_rollout_ref.rollout.name": "hf",
+    "reward.reward_model.enable": True,
+    "distillation.nnodes": 1,
+}
+
+
+@pytest.mark.parametrize("key", UNMODELLED)
+def test_an_unmodelled_launch_stops_unless_told_otherwise(key: str) -> None:
+    """What memfit cannot judge is refused with the key; with ``memfit.strict=false`` it composes as it was."""
+    extra = words({key: UNMODELLED[key]})
+    strict = launch("gspo-3b-h200", "micro-batch-32")
+    strict = Job(config_dir=strict.config_dir, words=extra + [w for w in strict.words if not w.startswith(f"{key}=")])
+    loose = Job(config_dir=strict.config_dir, words=[*strict.words, "memfit.strict=false"])
+    without = Job(config_dir=strict.config_dir, words=[w for w in strict.words if not w.startswith("+hardware=")])
+
+    stopped, started, plain = compose_jobs([strict, loose, without])
+
+    assert key in stopped.error
+    assert (started.yaml, started.error) == (plain.yaml, "")
+
+
 def test_composing_with_a_plan_stays_near_composing() -> None:
     """Processor time of a composition with ``+hardware=h200`` against the same without: medians, interleaved."""
     case = ("gspo-3b-h200", "micro-batch-32", INSTALLED)

@@ -32,6 +32,8 @@ class Job:
     words: list[str]
     config_name: str = "ppo_trainer"
     environ: dict[str, str] = field(default_factory=dict)
+    validate: bool = False
+    """Let the installed verl check what was composed; its objection is the job's `Composed.error`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -143,6 +145,8 @@ def _compose(job: Mapping[str, Any]) -> dict[str, Any]:
         with initialize_config_dir(job["config_dir"], version_base=None):
             config = compose(job["config_name"], overrides=job["words"])
         seconds = time.process_time() - start
+        if job["validate"]:
+            _validate(config)
         return {
             "yaml": OmegaConf.to_yaml(config),
             "resolved": OmegaConf.to_container(config, resolve=True),
@@ -155,6 +159,16 @@ def _compose(job: Mapping[str, Any]) -> dict[str, Any]:
     finally:
         os.environ.clear()
         os.environ.update(before)
+
+
+def _validate(config: Any) -> None:
+    from copy import deepcopy
+
+    from verl.trainer.ppo.utils import need_critic, need_reference_policy
+    from verl.utils.config import validate_config
+
+    own = deepcopy(config)
+    validate_config(config=own, use_reference_policy=need_reference_policy(own), use_critic=need_critic(own))
 
 
 def _whole_text(error: BaseException | None) -> str:
