@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import resource
 import subprocess
 import sys
@@ -326,7 +325,7 @@ def probed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
     program = str(Path(verl_launch.__file__).with_name("verl_probe.py"))
     line = [program, *asked, *paths, *more, *RAY_WORDS, *hardware]
-    done = run_verl(line, directory, {"VERL_PROBE_OUT": str(out), "RAY_TMPDIR": os.environ.get("RAY_TMPDIR", "/tmp")})
+    done = run_verl(line, directory, {"VERL_PROBE_OUT": str(out)})
 
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
     seen: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
