@@ -27,7 +27,8 @@ def conf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a config directory with verl's config, and one that asks for the hardware in its defaults list."""
     folder = tmp_path_factory.mktemp("app")
     listed = "defaults: [config, hardware: h200, _self_]\nhydra: {job: {env_copy: [PATH]}}\n"
-    write_app(folder, listed=listed, **{"extra/small": "# @package _global_\ntrainer: {nnodes: 1}\n"})
+    nulled = "defaults: [config, hardware: h200, _self_]\nmemfit: null\n"
+    write_app(folder, listed=listed, nulled=nulled, **{"extra/small": "# @package _global_\ntrainer: {nnodes: 1}\n"})
     return folder / "conf"
 
 
@@ -51,10 +52,10 @@ def changed(composed: Compose, words: Sequence[str], *more: str, name: str = "co
     return {key: value_at(after, key) for key in sorted(keys) if value_at(before, key) != value_at(after, key)}
 
 
-def refusal(composed: Compose, *words: str) -> str:
+def refusal(composed: Compose, *words: str, name: str = "config") -> str:
     """Return the message of the exception that stops the composition."""
     with pytest.raises(Exception) as caught:
-        composed(*words)
+        composed(*words, name=name)
     return f"{caught.value} {caught.value.__cause__ or ''}"
 
 
@@ -181,6 +182,8 @@ BAD = [
     ("two groups, one overriding", [*LAUNCH, "+hardware=h200", "hardware=a40"], "twice"),
     ("no plus", [*LAUNCH, "hardware=h200"], r"\+hardware=h200"),
     ("unknown setting", [*LAUNCH, "+hardware=h200", "memfit.margn=0.1"], "margn"),
+    ("the section taken away", [*LAUNCH, "+hardware=h200", "~memfit"], "Could not delete 'memfit'"),
+    ("the hardware taken away", [*LAUNCH, "+hardware=h200", "~memfit.hardware"], r"\+hardware=auto"),
     ("unknown setting, added", [*LAUNCH, "+hardware=h200", "+memfit.margn=0.1"], "memfit.margn is not a setting"),
     ("margin out of range", [*LAUNCH, "+hardware=h200", "memfit.margin=1.5"], "memfit.margin is 1.5"),
     ("margin of a wrong type", [*LAUNCH, "+hardware=h200", "memfit.margin=much"], "memfit.margin is 'much'"),
@@ -202,6 +205,11 @@ def test_what_is_wrong_is_one_clear_error(composed: Compose, words: list[str], s
     message = refusal(composed, *words)
 
     assert re.search(says, message), message
+
+
+def test_a_yaml_that_takes_the_section_away(composed: Compose) -> None:
+    """A config that replaces the group's section by something else stops with a message that says so."""
+    assert "took it away or replaced it" in refusal(composed, *LAUNCH, name="nulled")
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import sys
+from collections.abc import Mapping
 from textwrap import shorten
 from typing import Any
 
@@ -19,7 +20,7 @@ from hydra.errors import CompactHydraException
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import InterpolationResolutionError
 
-from hydra_plugins.memfit.base.errors import MemfitError
+from hydra_plugins.memfit.base.errors import ConfigError, MemfitError
 from hydra_plugins.memfit.compose import record
 from hydra_plugins.memfit.compose.handover import VARIABLE
 from hydra_plugins.memfit.compose.launch import Launch
@@ -61,6 +62,9 @@ def fit(config: DictConfig) -> DictConfig:
     """
     with read_write(config), open_dict(config):
         config.hydra.runtime.choices = {}
+    if not isinstance(config.get("memfit"), DictConfig):
+        gone = ConfigError("the hardware group brought the section memfit, and something took it away or replaced it.")
+        raise LaunchStopped.because(gone)
     node = plain(config.memfit, leave_out=frozenset({"unplanned"}))
     composed = plain(config, leave_out=NOT_OURS)
     try:
@@ -114,6 +118,7 @@ def _apply(config: DictConfig, launch: Launch, plan: Plan) -> None:
     try:
         write_plan(config, plan, launch.order.pinned, launch.config)
     except MemfitError as error:  # half a plan is none: this stops the launch also where memfit.strict is false
+        _print(error, launch.node)
         raise LaunchStopped.because(error) from error
     from hydra_plugins.memfit.report.json import to_dict
 
@@ -151,18 +156,26 @@ def _plan(launch: Launch) -> Plan | MemfitError:
         return defect
 
 
-def _refuse(config: DictConfig, error: MemfitError, node: dict[str, Any]) -> None:
+def _refuse(config: DictConfig, error: MemfitError, node: Mapping[str, Any]) -> None:
     """Print why there is no plan; then stop the launch, or let it start as it was composed."""
-    from hydra_plugins.memfit.report.text import print_error
-
-    if str(error) not in _said:
-        _said.add(str(error))
-        print_error(error, node["report"] if isinstance(node.get("report"), str) else "full")
-        if not is_strict(node):
-            print("memfit: strict is false: the launch starts as it was composed, without a plan.", file=sys.stderr)
+    is_new = _print(error, node)
     if is_strict(node):
         raise LaunchStopped.because(error) from error
+    if is_new:
+        print("memfit: strict is false: the launch starts as it was composed, without a plan.", file=sys.stderr)
     _finish(config, {"planned": False, "reason": str(error)})
+
+
+def _print(error: MemfitError, node: Mapping[str, Any]) -> bool:
+    """Print ``error`` as ``memfit.report`` asks, unless this process printed it before; return whether it did."""
+    from hydra_plugins.memfit.report.text import print_error
+
+    if str(error) in _said:
+        return False
+    _said.add(str(error))
+    style = node.get("report")
+    print_error(error, style if isinstance(style, str) else "full")
+    return True
 
 
 def _finish(config: DictConfig, document: dict[str, Any]) -> None:
