@@ -101,6 +101,7 @@ BASE = XlaStep(model=model("qwen2.5-3b"), separate_head=True, data_parallel=1, s
         {"accumulates": True},
         {"reference": True},
         {"shards": 4, "data_parallel": 2},
+        {"tensor_parallel": 2},
     ],
     ids=str,
 )

@@ -43,6 +43,7 @@ def step(row: dict[str, Any]) -> XlaStep:
         separate_head=True,
         data_parallel=dp,
         shards=fsdp * tp,
+        tensor_parallel=tp,
         sequences=row["sequences"],
         tokens=row["tokens"],
         optimizer=row.get("optimizer", "lion"),

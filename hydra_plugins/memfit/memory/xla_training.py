@@ -50,6 +50,8 @@ class XlaStep:
     data_parallel: int
     shards: int
     """fsdp x tp: devices that share one copy of the state."""
+    tensor_parallel: int = 1
+    """Size of the axis tp; its devices work on the same sequences."""
     sequences: int
     """Sequences of one device in one micro-batch."""
     tokens: int
@@ -98,9 +100,11 @@ def _backward(step: XlaStep) -> MemoryBreakdown:
         logits        = T · 2 · V
         fragmentation = 0.6 · T · 2 · V
         gathered      = 2 · 2 · P / S                          from 8 devices on
+
+    D and V count tp times: T is of one device's share, and arrays of these widths are not divided among the axis tp.
     """
     positions = step.sequences * step.tokens
-    logits = positions * BF16 * step.model.vocab_size
+    logits = positions * BF16 * step.model.vocab_size * step.tensor_parallel
     copies = PREFETCHED_COPIES if step.data_parallel * step.shards >= PREFETCHES_FROM else 0
     return MemoryBreakdown(
         activations=positions * BF16 * _widths(step) + _score_bytes(step),
@@ -123,9 +127,10 @@ def _widths(step: XlaStep) -> int:
     model = step.model
     query, key = model.num_attention_heads * model.head_dim, model.num_key_value_heads * model.head_dim
     wide = (SAVED_FEED_FORWARD + RECOMPUTED_FEED_FORWARD) * model.intermediate_size
-    layer = wide + (SAVED_HIDDEN + RECOMPUTED_HIDDEN) * model.hidden_size + query + 2 * key
+    hidden = (SAVED_HIDDEN + RECOMPUTED_HIDDEN) * model.hidden_size * step.tensor_parallel
+    layer = wide + hidden + query + 2 * key
     if step.remat == "layer":
-        return model.num_hidden_layers * model.hidden_size + 2 * layer
+        return model.num_hidden_layers * model.hidden_size * step.tensor_parallel + 2 * layer
     if step.remat == "nothing_saveable":
         layer += int(NOTHING_SAVED_FEED_FORWARD * model.intermediate_size)
     return model.num_hidden_layers * layer

@@ -85,6 +85,7 @@ class _Launch:
             separate_head=False,
             data_parallel=mesh[0],
             shards=mesh[1] * mesh[2],
+            tensor_parallel=mesh[2],
             sequences=micro,
             tokens=self.count("tokens", view) or 0,
             optimizer=self.text("optimizer", "adamw", tuple(MOMENTS)),

@@ -79,6 +79,7 @@ class _Launch:
             separate_head=True,
             data_parallel=mesh[0],
             shards=mesh[1] * mesh[2],
+            tensor_parallel=mesh[2],
             sequences=batch.update_per_device,
             tokens=batch.tokens,
             optimizer=self.request.optimizer,
