@@ -55,6 +55,8 @@ class Engine:
     kv_bytes_per_element: int = 2
     in_process: bool = False
     sleeps: bool = True
+    keeps_weights: bool = False
+    """A sleep frees the KV pool alone (SGLang that serves LoRA adapters)."""
     weights_on_host: bool = False
     """Sleep level 1, or SGLang's CPU backup: the weights are kept in pinned host memory."""
 
@@ -65,12 +67,15 @@ def weight_bytes(e: Engine) -> int:
 
         M = b · (P - P_experts) / TP + b · P_experts / max(TP, EP)
 
+    A quantized engine keeps the vocabulary matrices in 2 bytes.
+
     Leaves out: replicated norms (under 0.1 %), padding of the vocabulary to a multiple of 64.
     """
     dense = e.model.parameters - e.model.expert_parameters
     experts = e.model.expert_parameters
     total = dense / e.tensor_parallel + experts / max(e.tensor_parallel, e.expert_parallel)
-    return int(e.weight_bytes_per_parameter * total) + 1
+    unquantized = max(0.0, 2 - e.weight_bytes_per_parameter) * e.model.root_parameters / e.tensor_parallel
+    return int(e.weight_bytes_per_parameter * total + unquantized) + 1
 
 
 def workspace_bytes(e: Engine) -> int:
@@ -180,9 +185,12 @@ def asleep(e: Engine, *, kv: int) -> MemoryBreakdown:
     """Return the engine while others train: its context and graphs; everything when it does not sleep."""
     if not e.sleeps:
         return awake(e, kv=kv)
-    return MemoryBreakdown(engine_residual=graph_bytes(e) + context_bytes(e))
+    weights = weight_bytes(e) if e.keeps_weights else 0
+    return MemoryBreakdown(weights=weights, engine_residual=graph_bytes(e) + context_bytes(e))
 
 
-def receiving(e: Engine) -> MemoryBreakdown:
-    """Return the engine while new weights arrive: weights mapped, KV pool not yet."""
+def receiving(e: Engine, *, kv: int) -> MemoryBreakdown:
+    """Return the engine while new weights arrive: weights mapped, KV pool not yet, unless it never left."""
+    if not e.sleeps:
+        return awake(e, kv=kv)
     return MemoryBreakdown(weights=weight_bytes(e), engine_residual=graph_bytes(e) + context_bytes(e))

@@ -29,6 +29,9 @@ from hydra_plugins.memfit.memory.head import (
     update_logits_bytes,
 )
 
+_GROUPS_ON_GPU = 2
+"""Layer groups that activation offload keeps on the GPU. Source: verl utils/activation_offload.py."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pass:
@@ -42,7 +45,7 @@ class Pass:
     vocabulary: int
     checkpointing: bool = True
     activation_offload: bool = False
-    """Saved layer inputs go to the host; two groups stay on the GPU."""
+    """What layers save goes to the host; two groups stay on the GPU."""
     gradients: int = 0
     """Parameters with gradients on one unsharded copy; 0 for a frozen base."""
     gradient_bytes: int = 4
@@ -117,11 +120,19 @@ def update_moments(p: Pass) -> tuple[MemoryBreakdown, ...]:
 
 def _saved(p: Pass, layers: int) -> int:
     """Bytes a token that ``layers`` layers have saved for their backward pass."""
-    if not p.checkpointing and not p.activation_offload:
-        return layers * layer_saved_bytes(p.widths)
     if p.activation_offload:
-        layers = min(layers, 2)
-    return layers * checkpoint_bytes(p.widths)
+        layers = min(layers, _GROUPS_ON_GPU)
+    return layers * _layer_keeps(p)
+
+
+def _layer_keeps(p: Pass) -> int:
+    """Bytes a token that one layer saves for its backward pass."""
+    return checkpoint_bytes(p.widths) if p.checkpointing else layer_saved_bytes(p.widths)
+
+
+def host_activation_bytes(p: Pass) -> int:
+    """Return what activation offload holds in host memory at the end of one forward pass."""
+    return p.tokens * max(0, p.layers - _GROUPS_ON_GPU) * _layer_keeps(p) if p.activation_offload else 0
 
 
 def _layer_moments(p: Pass, done: int, position: int) -> list[MemoryBreakdown]:
@@ -130,7 +141,7 @@ def _layer_moments(p: Pass, done: int, position: int) -> list[MemoryBreakdown]:
     left = p.layers - done
     reduced = p.gradients if p.accumulates else min(p.gradients, s.layer * done + s.reduced_first())
     gradients = ceil_div(p.gradient_bytes * reduced, s.ranks)
-    inside = layer_backward_bytes(w, checkpointing=p.checkpointing or p.activation_offload)
+    inside = layer_backward_bytes(w, checkpointing=p.checkpointing)
     return [
         _moment(
             communication=s.layer_backward_bytes(first=done == 0, last=left == 1, mlp=w.h * w.mlp_rows),

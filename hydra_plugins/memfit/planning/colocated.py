@@ -33,7 +33,7 @@ from hydra_plugins.memfit.memory.overheads import (
     trainer_context_bytes,
 )
 from hydra_plugins.memfit.memory.states import adam_state_bytes, adam_step_temporary_bytes, sharded_bytes
-from hydra_plugins.memfit.memory.trainer import Pass, forward_moments, peak, update_moments
+from hydra_plugins.memfit.memory.trainer import Pass, forward_moments, host_activation_bytes, peak, update_moments
 from hydra_plugins.memfit.memory.weight_sync import adapter_moments, sync_moments
 from hydra_plugins.memfit.model.spec import ModelSpec
 
@@ -115,7 +115,6 @@ class Role:
         return MemoryBreakdown(
             weights=0 if self.param_offload else self.parameter_bytes,
             optimizer_states=0 if self.optimizer_offload else self.moment_bytes,
-            communication_buffers=2 * self.sharding.root if self.keeps_root and not self.sharding.single else 0,
         )
 
     def loaded(self, *, optimizer: bool) -> MemoryBreakdown:
@@ -174,13 +173,19 @@ class Role:
             accumulates=self.accumulates,
         )
 
+    def left_root(self) -> MemoryBreakdown:
+        """Return the gathered root that a pass without gradients left on the GPU."""
+        if not self.keeps_root or self.sharding.single:
+            return MemoryBreakdown()
+        return MemoryBreakdown(communication_buffers=self.sharding.root_during_layers_bytes())
+
     def host_bytes(self) -> int:
         """Return what one rank keeps in host memory."""
+        activations = host_activation_bytes(self._pass(self.update_tokens, self.update_head))
         if self.cpu_policy:
-            return self.parameter_bytes + 2 * self.moment_bytes
-        return (self.parameter_bytes if self.param_offload else 0) + (
-            self.moment_bytes if self.optimizer_offload else 0
-        )
+            return self.parameter_bytes + 2 * self.moment_bytes + activations
+        parameters = self.parameter_bytes if self.param_offload else 0
+        return parameters + (self.moment_bytes if self.optimizer_offload else 0) + activations
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -208,6 +213,8 @@ class ColocatedRun:
     """LoRA: the reference is the actor with its adapters switched off."""
     bucket_bytes: int = 0
     """Buffer of the weight transfer on the trainer's side."""
+    adapters_merged: bool = False
+    """LoRA: the engine receives whole weights with the adapters merged into them."""
     adapters_layered: bool = False
     """LoRA: adapters are collected layer by layer (layered_summon)."""
     sync_over_reserved: bool = False
@@ -236,21 +243,24 @@ def estimate(run: ColocatedRun) -> Estimate:
 
 
 # -- who is resident ------------------------------------------------------------------------------------------------
-def _resting(run: ColocatedRun, *, without: Role | None = None) -> MemoryBreakdown:
-    """Everything of the trainer that stays on the GPU while ``without`` (if any) runs its own pass."""
+def _resting(run: ColocatedRun, *, without: Role | None = None, reference_runs: bool = False) -> MemoryBreakdown:
+    """Everything of the trainer that stays on the GPU while ``without``, or the reference, runs its own pass."""
     total = MemoryBreakdown(context=trainer_context_bytes(world_size=run.world_size))
     for role in (run.actor, run.critic):
         if role is not None and role is not without:
             total = total + role.resting()
-    return total + _reference_leak(run)
+    return total if reference_runs else total + _reference_leak(run)
 
 
 def _reference_leak(run: ColocatedRun) -> MemoryBreakdown:
     """The reference lives on the host; its gathered root may stay on the GPU all the same."""
-    role = run.reference
-    if role is None or not role.keeps_root or role.sharding.single:
-        return MemoryBreakdown()
-    return MemoryBreakdown(communication_buffers=2 * role.sharding.root)
+    return MemoryBreakdown() if run.reference is None else run.reference.left_root()
+
+
+def _actor_leak(run: ColocatedRun) -> MemoryBreakdown:
+    """The actor's root after its log-probabilities, which its next backward pass frees."""
+    passed = run.old_log_prob or (run.reference is not None and run.reference_is_actor)
+    return run.actor.left_root() if passed else MemoryBreakdown()
 
 
 def _at_launch(run: ColocatedRun) -> MemoryBreakdown:
@@ -396,7 +406,7 @@ def _reference_phase(run: ColocatedRun, actor_rest: MemoryBreakdown, engine: Mem
     if run.reference_is_actor:
         states = actor_rest + run.actor.loaded(optimizer=False)
     else:
-        states = _resting(run) + MemoryBreakdown(weights=run.reference.resting().weights)
+        states = _resting(run, reference_runs=True) + _actor_leak(run)
     return [_phase(run, "ref_log_prob", states + pass_, engine, pass_.total_bytes)]
 
 
@@ -404,7 +414,7 @@ def _critic_phases(run: ColocatedRun, engine: MemoryBreakdown) -> list[PhaseEsti
     critic = run.critic
     if critic is None:
         return []
-    others = _resting(run, without=critic)
+    others = _resting(run, without=critic) + _actor_leak(run)
     values = critic.forward_pass()
     update = critic.update_pass()
     loaded = others + critic.loaded(optimizer=True)
@@ -423,14 +433,15 @@ def _handover_phases(run: ColocatedRun, solution: _Solution | None) -> list[Phas
     moment = peak(_sync_moments(run))
     resident = _resting(run, without=actor) + actor.loaded(optimizer=False)
     cached = _left_in_cache(run)
-    sync = _phase(run, "weight_sync", resident + moment + cached, engines.receiving(run.engine), moment.total_bytes)
+    receiving = engines.receiving(run.engine, kv=solution.kv)
+    sync = _phase(run, "weight_sync", resident + moment + cached, receiving, moment.total_bytes)
     resume = _awake_phase(run, "kv_resume", _resting(run), engines.awake(run.engine, kv=solution.kv), solution)
     return [sync, resume]
 
 
 def _sync_moments(run: ColocatedRun) -> tuple[MemoryBreakdown, ...]:
     actor = run.actor
-    if actor.sharding.trainable:
+    if actor.sharding.trainable or run.adapters_merged:
         return sync_moments(
             actor.sharding,
             parameters=actor.model.parameters,
@@ -451,9 +462,11 @@ def _left_in_cache(run: ColocatedRun) -> MemoryBreakdown:
     """What torch's allocator of the trainer still reserves from the update when the engine maps its weights."""
     if not run.sync_over_reserved:
         return MemoryBreakdown()
+    moved = run.actor.moment_bytes if run.actor.optimizer_offload else 0
     if run.actor.param_offload:
-        return MemoryBreakdown(fragmentation=run.actor.moment_bytes if run.actor.optimizer_offload else 0)
-    return MemoryBreakdown(fragmentation=run.actor.update_pass().total_bytes)
+        return MemoryBreakdown(fragmentation=moved)
+    freed = max(run.actor.update_pass().total_bytes, run.actor.step().total_bytes)
+    return MemoryBreakdown(fragmentation=freed + moved)
 
 
 def _transient(moment: MemoryBreakdown) -> int:

@@ -109,7 +109,7 @@ def _launch(view: View, context: Context) -> Launch:
     host = settings.host_memory_bytes or hardware.host_memory_bytes or 0
     return Launch(
         version=version,
-        behaviour=behaviour(version),
+        behaviour=behaviour(version, engine_workers=view.raw("trainer.use_legacy_worker_impl") == "disable"),
         engine_version=engine_version,
         actor_model=actor,
         critic_model=_critic_model(view, context, actor) if read.has_critic(view) else None,

@@ -21,6 +21,7 @@ ARR = "actor_rollout_ref"
 ACTOR, REF, ROLLOUT, MODEL = f"{ARR}.actor", f"{ARR}.ref", f"{ARR}.rollout", f"{ARR}.model"
 FRACTION = f"{ROLLOUT}.gpu_memory_utilization"
 TENSOR_PARALLEL = f"{ROLLOUT}.tensor_model_parallel_size"
+LORA_MERGE = f"{MODEL}.lora.merge"
 
 _MASTER_BYTES = {"fp32": 4, "float32": 4, "bf16": 2, "bfloat16": 2, "fp16": 2, "float16": 2}
 FSDP_STRATEGIES = ("fsdp", "fsdp2")
@@ -71,6 +72,7 @@ def read(view: View, launch: Launch) -> ColocatedRun:
         engine=_engine(view, launch, lora_rank),
         old_log_prob=not view.flag("algorithm.rollout_correction.bypass_mode", False),
         bucket_bytes=view.integer(b.bucket_key, b.bucket_default) << 20 if b.bucket_key else 0,
+        adapters_merged=lora_rank > 0 and view.flag(LORA_MERGE, False),
         adapters_layered=view.flag(f"{ROLLOUT}.layered_summon", False),
         sync_over_reserved=b.sync_over_reserved,
         expandable_segments=b.expandable_in_trainer,
@@ -124,7 +126,8 @@ def _actor(view: View, launch: Launch, strategy: str, lora_rank: int) -> Role:
     section, model = f"{ACTOR}.fsdp_config", launch.actor_model
     update, forward = actor_batch(view, launch), rollout_log_prob_batch(view, launch)
     offload_policy = strategy == "fsdp2" and view.flag(f"{section}.offload_policy", False)
-    trainable = lora_parameters(sites=model.lora_sites, rank=lora_rank) if lora_rank else model.parameters
+    sites = (*model.lora_sites, *(model.expert_lora_sites if launch.behaviour.expert_linears else ()))
+    trainable = lora_parameters(sites=sites, rank=lora_rank) if lora_rank else model.parameters
     packed = view.flag(f"{MODEL}.use_remove_padding", False)
     with_entropy = view.number(f"{ACTOR}.entropy_coeff", 0.0, low=-1e9, high=1e9) != 0
     with_entropy = with_entropy or view.flag(f"{ACTOR}.calculate_entropy", False)
@@ -145,7 +148,7 @@ def _actor(view: View, launch: Launch, strategy: str, lora_rank: int) -> Role:
         update_tokens=update.tokens(),
         accumulates=update.accumulates(),
         unsharded_gradients=view.flag(f"{section}.use_no_sync_for_gradient_accumulation", False),
-        keeps_root=False,
+        keeps_root=_keeps_root(view, launch, section),
     )
 
 
@@ -219,7 +222,7 @@ def _critic(view: View, launch: Launch) -> Role:
         forward_tokens=forward.tokens(),
         update_tokens=update.tokens(),
         accumulates=update.accumulates(),
-        keeps_root=False,
+        unsharded_gradients=view.flag(f"{section}.use_no_sync_for_gradient_accumulation", False),
     )
 
 
@@ -420,6 +423,8 @@ def _engine(view: View, launch: Launch, lora_rank: int) -> Engine:
     replicas = max(1, launch.world_size // tp)
     in_process = b.engine_in_process and view.text(f"{ROLLOUT}.mode", "sync") == "sync"
     eager = view.flag(f"{ROLLOUT}.enforce_eager", parse(launch.version) < (0, 6))
+    adapters = lora_rank > 0 and not view.flag(LORA_MERGE, False)
+    element = 4 if view.text(f"{ROLLOUT}.dtype", "bfloat16") in ("float32", "fp32", "float") else 2
     return Engine(
         model=launch.actor_model,
         share_of=engine_share(name, launch.engine_version),
@@ -434,8 +439,10 @@ def _engine(view: View, launch: Launch, lora_rank: int) -> Engine:
         concurrent_sequences=-(-sequences_per_step(view) // replicas),
         tokens_per_sequence=max_length(view),
         graphs=not eager,
-        weight_bytes_per_parameter=1.0 if view.text(f"{ROLLOUT}.quantization", "none") == "fp8" else 2.0,
+        weight_bytes_per_parameter=1.0 if view.text(f"{ROLLOUT}.quantization", "none") == "fp8" else float(element),
+        kv_bytes_per_element=element,
         in_process=in_process,
-        sleeps=view.flag(f"{ROLLOUT}.free_cache_engine", True),
-        weights_on_host=name == "sglang" or b.sleep_copies_weights or lora_rank > 0,
+        sleeps=view.flag(f"{ROLLOUT}.free_cache_engine", True) and view.flag(f"{ROLLOUT}.enable_sleep_mode", True),
+        keeps_weights=name == "sglang" and adapters,
+        weights_on_host=name == "sglang" or b.sleep_copies_weights or adapters,
     )

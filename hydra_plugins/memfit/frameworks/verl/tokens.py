@@ -45,11 +45,28 @@ class Batch:
             sequences = self.local_sequences if self.micro_batch is None else self.micro_batch
             group = self._sequences_tokens(min(sequences, self.local_sequences))
             return max(1, ceil_div(group, self.sequence_parallel))
-        overshoot = 1.0 if self.hard_budget else SOFT_BUDGET_OVERSHOOT
-        group = min(int(self.budget * self.sequence_parallel * overshoot), everything)
-        if not self.packed:
-            group = max(group, self.max_length)
+        group = min(self._padded_group() if not self.packed else self._budget_group(), everything)
         return max(1, ceil_div(max(group, min(self.longest, everything)), self.sequence_parallel))
+
+    def _budget_group(self) -> int:
+        """Tokens that a budget lets into one micro-batch; up to 0.8 the longest sequences may meet in one of them."""
+        budget = self.budget * self.sequence_parallel
+        if self.hard_budget:
+            return budget
+        batches = ceil_div(self.local_sequences * self.longest, budget)
+        together = ceil_div(self.local_sequences, batches) * self.longest
+        return max(int(budget * SOFT_BUDGET_OVERSHOOT), together)
+
+    def _padded_group(self) -> int:
+        """
+        Tokens of a padded micro-batch: the budget counts real tokens, and every sequence takes the full length.
+
+        The shorter the sequences, the more of them share a micro-batch. Where their mean length is not known, all of a
+        rank's sequences may.
+        """
+        if self.lengths.mean is None:
+            return self.local_sequences * self.max_length
+        return ceil_div(self._budget_group(), self.lengths.mean) * self.max_length
 
     def accumulates(self) -> bool:
         """Whether the pass takes more than one micro-batch."""

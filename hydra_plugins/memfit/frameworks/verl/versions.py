@@ -34,6 +34,8 @@ class Behaviour:
     """rollout.max_model_len=null means the model's max_position_embeddings (0.7 and later), not prompt + response."""
     keeps_root_after_inference: bool
     """With fsdp_size=-1 the root unit stays gathered after log-probabilities (engine classes)."""
+    expert_linears: bool
+    """Routed experts are linear modules, which target_modules=all-linear adapts (transformers before 5)."""
     reference_dtype_key: bool
     """The reference has a model_dtype (fp32 by default); before 0.6 it is loaded in bf16."""
     sleep_copies_weights: bool
@@ -41,7 +43,7 @@ class Behaviour:
     expandable_in_trainer: bool
     """verl switches expandable segments on in the trainer's allocator after the first weight sync."""
     sync_over_reserved: bool
-    """No empty_cache before the engine maps its weights (0.8)."""
+    """No empty_cache before the engine maps its weights (engine classes up to 0.8)."""
     engine_share_is_own: bool
     """The engine's share covers its own process only (server mode), so what it keeps asleep comes on top of the trainer."""
     bucket_key: str | None
@@ -56,11 +58,15 @@ class Behaviour:
     compile_key: str
 
 
-def behaviour(version: str) -> Behaviour:
-    """Return how the release behaves; ``version`` is one of the supported ones."""
+def behaviour(version: str, *, engine_workers: bool = False) -> Behaviour:
+    """
+    Return how the release behaves; ``version`` is one of the supported ones.
+
+    ``engine_workers``: trainer.use_legacy_worker_impl=disable, which has an effect in 0.6 and 0.7.
+    """
     v = parse(version)
     actor = "actor_rollout_ref.actor"
-    engine_classes = v >= (0, 8)
+    engine_classes = v >= (0, 8) or (engine_workers and v >= (0, 6))
     buckets: dict[Version, tuple[str | None, int]] = {
         (0, 4): (None, 0),
         (0, 5): ("actor_rollout_ref.rollout.update_weights_bucket_megabytes", 512),
@@ -76,14 +82,15 @@ def behaviour(version: str) -> Behaviour:
         engine_in_process=v < (0, 7),
         null_model_len_is_model_limit=v >= (0, 7),
         keeps_root_after_inference=engine_classes,
+        expert_linears=v < (0, 9),
         reference_dtype_key=v >= (0, 6),
         sleep_copies_weights=v < (0, 6),
         expandable_in_trainer=v >= (0, 6),
-        sync_over_reserved=v[:2] == (0, 8),
+        sync_over_reserved=engine_classes and v < (0, 9),
         engine_share_is_own=v >= (0, 6),
         bucket_key=bucket_key,
         bucket_default=bucket,
-        critic_fsdp="critic.fsdp" if engine_classes else "critic.model.fsdp_config",
+        critic_fsdp="critic.fsdp" if v >= (0, 8) else "critic.model.fsdp_config",
         critic_single_budget=v >= (0, 9),
         entropy_section=f"{actor}.fsdp_config" if engine_classes else actor,
         compile_key=f"{actor}.fsdp_config.use_torch_compile" if engine_classes else f"{actor}.use_torch_compile",

@@ -1,0 +1,119 @@
+"""What a second reading of verl found: residents, budgets and refusals that a first one misses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from test_verl_read import ACTOR, MODEL, ROLLOUT, batch, estimate, problem
+
+from hydra_plugins.memfit.base.settings import Lengths
+from hydra_plugins.memfit.memory.breakdown import Estimate
+
+DYNAMIC = {
+    f"{ACTOR}.use_dynamic_bsz": True,
+    f"{MODEL}.use_remove_padding": True,
+    f"{ACTOR}.ppo_max_token_len_per_gpu": 8192,
+    f"{ROLLOUT}.log_prob_max_token_len_per_gpu": 8192,
+}
+LORA = {**DYNAMIC, f"{MODEL}.lora_rank": 64, f"{ROLLOUT}.load_format": "safetensors"}
+SLEEPLESS = {f"{ROLLOUT}.free_cache_engine": False}
+
+
+def part(prediction: Estimate, phase: str, component: str) -> int:
+    """Bytes of one component in one phase."""
+    return prediction.phase(phase).components.as_dict()[component]
+
+
+@pytest.mark.parametrize("without_sleep", [SLEEPLESS, {f"{ROLLOUT}.enable_sleep_mode": False}])
+def test_an_engine_that_does_not_sleep_is_there_in_every_phase(without_sleep: dict[str, Any]):
+    """Weights and KV pool stay mapped through training and the weight sync."""
+    prediction = estimate({**DYNAMIC, **without_sleep})
+    pool = part(prediction, "rollout", "kv_cache")
+    assert pool > 0
+    assert [p.name for p in prediction.phases if p.components.kv_cache != pool] == []
+
+
+def test_sglang_keeps_the_weights_that_adapters_sit_on():
+    """A sleep of SGLang under LoRA frees the KV pool alone; vLLM moves the base weights to the host."""
+    engines = {name: estimate({**LORA, f"{ROLLOUT}.name": name}) for name in ("sglang", "vllm")}
+    held = {name: part(e, "update_actor", "weights") for name, e in engines.items()}
+    assert held["sglang"] - held["vllm"] == engines["sglang"].phase("rollout").engine.weights
+
+
+def test_merged_adapters_travel_as_whole_weights():
+    """lora.merge sends every weight, gathered in fp32: more than the adapters of a layer."""
+    layered = {**LORA, f"{ROLLOUT}.layered_summon": True}
+    few = part(estimate(layered), "weight_sync", "communication_buffers")
+    assert part(estimate({**layered, f"{MODEL}.lora.merge": True}), "weight_sync", "communication_buffers") > few
+
+
+def test_adapters_of_experts_count_where_experts_are_linear_modules():
+    """Before transformers 5 all-linear adapts each routed expert: many times the adapters of attention alone."""
+    old, new = (
+        part(estimate(LORA, model="qwen3-30b-a3b", version=version), "update_actor", "optimizer_states")
+        for version in ("0.8.0", "0.9.1")
+    )
+    assert old > 10 * new
+
+
+@pytest.mark.parametrize(
+    ("changes", "tokens"),
+    [
+        ({"hard_budget": False, "budget": 3072}, 2 * 2048),
+        ({"hard_budget": False, "budget": 4096}, int(4096 * 1.1)),
+        ({"hard_budget": True, "budget": 3072}, 3072),
+        ({"packed": False, "budget": 4096}, 256 * 2048),
+        ({"packed": False, "budget": 4096, "lengths": Lengths(mean=512)}, 8 * 2048),
+        ({"packed": False, "budget": 10**9, "lengths": Lengths(mean=512)}, 256 * 2048),
+    ],
+)
+def test_a_token_budget_bounds_only_what_verl_counts(changes: dict[str, Any], tokens: int):
+    """A soft budget between one and two sequences may meet two; a padded batch pays the full length for each sequence."""
+    assert batch(dynamic=True, **changes).tokens() == tokens
+
+
+def test_activation_offload_without_checkpointing_keeps_whole_layers_and_fills_the_host():
+    """Two groups stay on the GPU with everything that a layer saves; the rest waits in host memory."""
+    offload = {**DYNAMIC, f"{MODEL}.enable_activation_offload": True}
+    both, alone = (
+        estimate({**offload, f"{MODEL}.enable_gradient_checkpointing": on}, host_memory_bytes=2**41)
+        for on in (True, False)
+    )
+    plain = estimate(DYNAMIC, host_memory_bytes=2**41)
+    assert plain.host.peak_bytes < both.host.peak_bytes < alone.host.peak_bytes
+    assert part(alone, "update_actor", "activations") < part(
+        estimate({**DYNAMIC, f"{MODEL}.enable_gradient_checkpointing": False}), "update_actor", "activations"
+    )
+
+
+def test_the_actors_root_stays_while_the_critic_runs():
+    """With fsdp_size=-1 the root that the log-probabilities gathered is still there in the critic's phases."""
+    critic = {**DYNAMIC, "algorithm.adv_estimator": "gae"}
+    kept, freed = (estimate({**critic, f"{ACTOR}.fsdp_config.fsdp_size": size}) for size in (-1, 8))
+    root = 2 * problem(critic).model.root_parameters
+    for phase in ("values", "update_critic"):
+        assert part(kept, phase, "communication_buffers") - part(freed, phase, "communication_buffers") == root
+    assert kept.phase("rollout").peak_bytes == freed.phase("rollout").peak_bytes
+
+
+def test_moments_moved_to_the_host_are_still_reserved_in_0_8():
+    """Without param_offload nothing empties the cache before the sync: optimizer_offload alone frees nothing by then."""
+    resident, moved = (
+        estimate({**DYNAMIC, f"{ACTOR}.fsdp_config.optimizer_offload": on}, version="0.8.0").phase("weight_sync")
+        for on in (False, True)
+    )
+    assert moved.peak_bytes == resident.peak_bytes
+
+
+def test_the_engine_workers_of_0_7_keep_what_those_of_0_8_keep():
+    """trainer.use_legacy_worker_impl=disable: the cache of the update is still reserved in the weight sync."""
+    legacy, engine = (
+        part(
+            estimate({**DYNAMIC, "trainer.use_legacy_worker_impl": impl}, version="0.7.1"),
+            "weight_sync",
+            "fragmentation",
+        )
+        for impl in ("auto", "disable")
+    )
+    assert engine > legacy + 2**30
