@@ -78,6 +78,10 @@ class PhaseEstimate:
     """The inference engine's process; empty where it shares no GPU with the trainer."""
     budget_bytes: int
     """What the phase may use: capacity less the margin and less what others hold."""
+    needed_bytes: int = 0
+    """What the phase would need, where the components show the moment at which it dies; 0: the same as the peak."""
+    later: bool = False
+    """The first step of the run still fits; the phase dies from the second step on."""
 
     def __post_init__(self) -> None:
         if self.name not in PHASES:
@@ -96,12 +100,12 @@ class PhaseEstimate:
     @property
     def excess_bytes(self) -> int:
         """Bytes above the budget; 0 when the phase fits."""
-        return max(0, self.peak_bytes - self.budget_bytes)
+        return max(0, self.peak_bytes - self.budget_bytes, self.needed_bytes - self.budget_bytes)
 
     @property
     def fits(self) -> bool:
         """Whether the peak stays within the budget."""
-        return self.peak_bytes <= self.budget_bytes
+        return self.excess_bytes == 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -175,8 +179,9 @@ def binding(phases: Iterable[PhaseEstimate]) -> PhaseEstimate:
     Return the first phase that does not fit, else the one with the least headroom.
 
     A rollout counts last: its steady state holds optimizer states, which the rollout of the first step does not have yet.
+    So does any other phase that only dies in the second step.
     """
-    ordered = sorted(phases, key=lambda phase: phase.name == "rollout")
+    ordered = sorted(phases, key=lambda phase: phase.later or phase.name == "rollout")
     for phase in ordered:
         if not phase.fits:
             return phase

@@ -16,6 +16,9 @@ from hydra_plugins.memfit.base.units import MIB, ceil_div
 ENTROPY_CHUNK_TOKENS = 2048
 """Rows that verl's chunked entropy handles at once unless told otherwise."""
 
+SLICE_TOKENS = 1024
+"""Rows that AReaL's compiled log-probabilities and entropy handle at once (utils/functional/vocab_parallel.py)."""
+
 FUSED_TORCH_CHUNK_TOKENS = 512
 """Rows of a chunk in verl's FusedLinearForPPO (torch backend)."""
 
@@ -29,7 +32,7 @@ class Head:
     """How one pass computes log-probabilities and entropy from the logits."""
 
     entropy: str = "none"
-    """``none``, ``compiled`` (torch.compile fuses it), ``eager``, ``chunked``."""
+    """``none``, ``compiled`` (torch.compile fuses it), ``eager``, ``chunked``, ``slices`` (compiled, by slices of rows)."""
     entropy_checkpointing: bool = False
     chunk_tokens: int = ENTROPY_CHUNK_TOKENS
     log_prob: str = "flash_ce"
@@ -61,6 +64,9 @@ _COSTS = {
     ("compiled", True): _Cost(forward=2, forward_chunk=0, saved=2, update=6, update_chunk=0),
     ("eager", False): _Cost(forward=14, forward_chunk=0, saved=10, update=26, update_chunk=0),
     ("eager", True): _Cost(forward=14, forward_chunk=0, saved=2, update=30, update_chunk=0),
+    # AReaL: the slices' gradients are two whole bf16 matrices; without gradients the last micro-batch's logits still live
+    ("slices", False): _Cost(forward=4, forward_chunk=0, saved=2, update=6, update_chunk=2),
+    ("slices", True): _Cost(forward=4, forward_chunk=0, saved=2, update=6, update_chunk=2),
     ("chunked", False): _Cost(forward=2, forward_chunk=12, saved=10, update=10, update_chunk=20),
     ("chunked", True): _Cost(forward=2, forward_chunk=12, saved=2, update=12, update_chunk=12),
 }

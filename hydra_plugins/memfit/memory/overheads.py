@@ -21,6 +21,14 @@ ENGINE_CONTEXT_BYTES = 820 * MIB
 ENGINE_TENSOR_PARALLEL_BYTES = 1638 * MIB
 """What TP > 1 adds: 2.4 GiB stay at TP 2 (same issue); vLLM pull request 10511: 1.79 GiB non-torch at TP 1, 3.58 GiB at TP 2."""
 
+SERVED_TRAINER_BYTES = 1792 * MIB
+"""A trainer that sends weights to a server of its own process group: CUDA context and NCCL together. AReaL pull request 656:
+process use above what torch allocated, 1.79 GiB in the out-of-memory message of an RTX 5090, 2.1 GiB on an A100."""
+
+SGLANG_PREFILL_TOKENS = 8192
+"""Prompt tokens that meet in one prefill batch of SGLang without chunks, unless one prompt is longer. AReaL pull request
+656: server processes of 25.68, 36.34 and 64.87 GiB beside ``mem_fraction_static=0.8`` on 31.36, 44.42 and 79.25 GiB."""
+
 GRAPH_BYTES_PER_LAYER = 24 * MIB
 """CUDA graphs of vLLM's default capture list, piecewise and full. Order of 0.5-1 GiB for a 28-layer model in vLLM's
 "Graph capturing finished ... took x GiB" lines; an estimate."""

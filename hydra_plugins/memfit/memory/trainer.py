@@ -9,7 +9,7 @@ Symbols: T tokens of the micro-batch on this rank, L layers, n, R, E, N as in `f
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hydra_plugins.memfit.base.units import ceil_div
 from hydra_plugins.memfit.memory.activations import (
@@ -88,6 +88,24 @@ def forward_moments(p: Pass) -> tuple[MemoryBreakdown, ...]:
         ),
         _moment(communication=s.root_gather_bytes()),
     )
+
+
+def forward_progress(p: Pass) -> tuple[MemoryBreakdown, ...]:
+    """Return the forward pass of an update, layer by layer, up to the logits: where a pass dies that is far too large."""
+    w, s = p.widths, p.sharding
+    resident = ceil_div(p.gradient_bytes * p.gradients, s.ranks) if p.accumulates else 0
+    gathered = s.root_during_layers_bytes() + s.forward_unit_bytes()
+    layers = [
+        _moment(
+            communication=gathered,
+            per_token=_saved(p, done) + position_bytes(w),
+            tokens=p.tokens,
+            gradients=resident,
+        )
+        for done in range(1, p.layers + 1)
+    ]
+    product = lm_head_logits_bytes(p.head, tokens=p.tokens, vocabulary=p.vocabulary)
+    return (*layers, replace(layers[-1], logits=product))
 
 
 def update_moments(p: Pass) -> tuple[MemoryBreakdown, ...]:

@@ -45,3 +45,26 @@ def sync_moments(s: Sharding, *, parameters: int, master_bytes: int, bucket_byte
         MemoryBreakdown(communication_buffers=clone + master_bytes * (s.root + s.layer)),
         MemoryBreakdown(communication_buffers=clone + bucket_bytes + largest),
     )
+
+
+def whole_tensor_bytes(s: Sharding, *, master_bytes: int) -> int:
+    """
+    Return the largest tensor, gathered in the stored type on its way to a file; a single rank has it already.
+
+        M = b · E
+
+    Source: AReaL engine/fsdp_engine.py (full state dict with CPU offload, tensor by tensor).
+    """
+    return 0 if s.single else master_bytes * s.embedding
+
+
+def streamed_bytes(s: Sharding, *, master_bytes: int, bucket_bytes: int) -> int:
+    """
+    Return what rank 0 holds while it broadcasts weights to servers: two buckets, the largest tensor and its bf16 copy.
+
+        M = 2 · bucket + (b + 2) · E
+
+    Leaves out: the receiver, whose bucket is beside its pool.
+    Source: AReaL engine/fsdp_engine.py (pipelined buckets; weight_chunked_mem_mb of io_struct.py).
+    """
+    return 2 * bucket_bytes + whole_tensor_bytes(s, master_bytes=master_bytes) + 2 * s.embedding

@@ -33,7 +33,14 @@ from hydra_plugins.memfit.memory.overheads import (
     trainer_context_bytes,
 )
 from hydra_plugins.memfit.memory.states import adam_state_bytes, adam_step_temporary_bytes, sharded_bytes
-from hydra_plugins.memfit.memory.trainer import Pass, forward_moments, host_activation_bytes, peak, update_moments
+from hydra_plugins.memfit.memory.trainer import (
+    Pass,
+    forward_moments,
+    forward_progress,
+    host_activation_bytes,
+    peak,
+    update_moments,
+)
 from hydra_plugins.memfit.memory.weight_sync import adapter_moments, sync_moments
 from hydra_plugins.memfit.model.spec import ModelSpec
 
@@ -57,6 +64,10 @@ class Role:
     """Parameters with gradients; 0 for a reference, the adapters alone under LoRA."""
     master_bytes: int = 4
     """Bytes of a stored parameter, of its gradient and of each of its moments."""
+    optimizer_bytes: int | None = None
+    """Bytes of optimizer states a trained parameter; ``None``: two moments of `master_bytes`."""
+    step_copy: bool = True
+    """The optimizer step writes a temporary copy of a moment (foreach); a fused one does not."""
     param_offload: bool = False
     optimizer_offload: bool = False
     cpu_policy: bool = False
@@ -86,7 +97,13 @@ class Role:
 
     @property
     def moment_bytes(self) -> int:
-        """The rank's share of the AdamW moments."""
+        """The rank's share of the optimizer's states."""
+        if self.optimizer_bytes is not None:
+            return sharded_bytes(
+                parameters=self.trainable_parameters,
+                bytes_per_parameter=self.optimizer_bytes,
+                ranks=self.sharding.ranks,
+            )
         return adam_state_bytes(
             trainable_parameters=self.trainable_parameters,
             bytes_per_parameter=self.master_bytes,
@@ -137,6 +154,17 @@ class Role:
             return _without(moment, gradients=True) + MemoryBreakdown(gradients=self.gradient_bytes)
         return moment
 
+    def update_timeline(self) -> tuple[MemoryBreakdown, ...]:
+        """Return the moments of one micro-batch of an update in their order, on top of the states."""
+        pass_ = self._pass(self.update_tokens, self.update_head)
+        moments = (*forward_progress(pass_), *update_moments(pass_))
+        if self.cpu_policy:
+            return tuple(self._staged(_without(moment, gradients=True)) for moment in moments)
+        if self.unsharded_gradients and self.accumulates and not self.sharding.single:
+            whole = MemoryBreakdown(gradients=self.gradient_bytes)
+            return tuple(_without(moment, gradients=True) + whole for moment in moments)
+        return moments
+
     def step(self) -> MemoryBreakdown:
         """Return gradients and temporaries of the optimizer step, on top of the states."""
         if self.cpu_policy:
@@ -149,7 +177,7 @@ class Role:
         sharded = sharded_bytes(
             parameters=self.trainable_parameters, bytes_per_parameter=self.master_bytes, ranks=self.sharding.ranks
         )
-        return MemoryBreakdown(gradients=sharded, optimizer_states=temporary)
+        return MemoryBreakdown(gradients=sharded, optimizer_states=temporary if self.step_copy else 0)
 
     def _staged(self, moment: MemoryBreakdown) -> MemoryBreakdown:
         """Add the fp32 shard of two layers on its way from the host, where the parameters live there."""

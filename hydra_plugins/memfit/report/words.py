@@ -30,7 +30,7 @@ def obstacle(estimate: Estimate) -> str:
     """Return the first thing that does not fit, with what it needs and what there is; the estimate must not fit."""
     phase, host = estimate.binding_phase, estimate.host
     if not phase.fits:
-        return f"{phase.name} needs {gib(phase.peak_bytes)}, {_over(phase.excess_bytes, phase.budget_bytes)}"
+        return f"{phase.name} needs {gib(phase.budget_bytes + phase.excess_bytes)}, {_over(phase.excess_bytes, phase.budget_bytes)}"
     if estimate.shortfalls:
         return f"{estimate.shortfalls[0].phase}: {estimate.shortfalls[0].why}"
     return f"the host needs {gib(host.peak_bytes)} of memory, {_over(host.excess_bytes, host.budget_bytes)}"

@@ -1,0 +1,199 @@
+"""AReaL: from the composed experiment config to a `Problem`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from hydra_plugins.memfit.base.errors import ConfigError, NotModelled
+from hydra_plugins.memfit.frameworks.areal import allocation, knobs, read, schema, versions
+from hydra_plugins.memfit.frameworks.areal.allocation import Layout, Part
+from hydra_plugins.memfit.frameworks.areal.checks import blockers, fixes, notes
+from hydra_plugins.memfit.frameworks.areal.knobs import WRITABLE_KEYS
+from hydra_plugins.memfit.frameworks.areal.read import Launch
+from hydra_plugins.memfit.frameworks.view import MISSING, View
+from hydra_plugins.memfit.memory.breakdown import Estimate
+from hydra_plugins.memfit.model.spec import ModelSpec
+from hydra_plugins.memfit.planning.concurrent import estimate
+from hydra_plugins.memfit.planning.context import Context
+from hydra_plugins.memfit.planning.problem import Problem
+
+__all__ = ["WRITABLE_KEYS", "ArealAdapter"]
+
+_SIGNS = ("rollout", "gconfig", "allocation_mode", "train_dataset")
+_SECTIONS = ("actor", "rollout", "gconfig", "sglang", "train_dataset")
+"""What stands in every launch: written out for a few words on the console, never for a whole config."""
+_ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
+
+
+@dataclass(frozen=True)
+class ArealAdapter:
+    """Reads AReaL's experiment configs: FSDP trainer, SGLang or vLLM servers, on the same or on other GPUs."""
+
+    name: str = "areal"
+    versions: tuple[str, ...] = versions.VERSIONS
+
+    def recognises(self, config: Mapping[str, Any]) -> bool:
+        """Whether the config has a trainer's section as AReaL writes it, and what goes with it."""
+        sections = [config.get(name) for name in ("actor", "model")]
+        has_trainer = any(isinstance(s, Mapping) and ("mb_spec" in s or "path" in s) for s in sections)
+        return has_trainer and any(sign in config for sign in _SIGNS) and "actor_rollout_ref" not in config
+
+    def defaults(self, version: str) -> Mapping[str, Any]:
+        """Return the names of AReaL's sections; what they hold by default, the adapter knows for each release."""
+        found = schema.keys(versions.VERSIONS[-1] if version == versions.ANY else versions.pick(version))
+        return {key: {} for key in found if "." not in key} | {"gradient_checkpointing": None}
+
+    def defaults_with(self, version: str, asked: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return nothing below a whole config, and the sections that every launch has below a few words."""
+        del version
+        whole = {"experiment_name", "actor.experiment_name", "train_dataset.path"} & set(asked)
+        return {} if whole else {name: {} for name in _SECTIONS}
+
+    def pick_version(self, asked: str | None) -> str:
+        """Return the known release that stands for ``asked``, else for the installed one, else `versions.ANY`."""
+        return versions.pick(asked) if asked else versions.installed() or versions.ANY
+
+    def versions_with(self, key: str) -> tuple[str, ...]:
+        """Return the releases that have ``key``."""
+        return schema.versions_with(key)
+
+    def problem(self, config: Mapping[str, Any], context: Context) -> Problem:
+        """Read the resolved config of one launch."""
+        view = View(config)
+        launch, guessed = _launch(view, context)
+        _refuse_unmodelled(view, launch)
+        needed = fixes(view, launch, pinned=context.pinned)
+        forced = {change.key: change.new for change in needed}
+        known: dict[frozenset[tuple[str, object]], Estimate] = {}
+
+        def predict(values: Mapping[str, object]) -> Estimate:
+            asked = frozenset(values.items())
+            if asked not in known:
+                known[asked] = estimate(read.read(view.with_values({**forced, **values}), launch))
+            return known[asked]
+
+        return Problem(
+            framework=self.name,
+            framework_version=launch.version,
+            hardware=context.hardware,
+            model=launch.model,
+            gpus_per_node=launch.gpus_per_node,
+            nodes=launch.nodes,
+            settings=context.settings,
+            knobs=knobs.knobs(view.with_values(forced), launch),
+            estimate=predict,
+            composed=lambda key: None if view.composed(key) is MISSING else view.composed(key),
+            fixes=needed,
+            warnings=(*context.hardware.warnings, *notes(view, launch, guessed=guessed)),
+            blockers=blockers(view, launch),
+        )
+
+
+def _launch(view: View, context: Context) -> tuple[Launch, bool]:
+    settings, hardware = context.settings, context.hardware
+    if hardware.kind != "gpu":
+        raise NotModelled(f"AReaL on {hardware.name} ({hardware.kind}) is not modelled; name a GPU: +hardware=h200.")
+    asked = settings.framework_version or versions.installed() or versions.ANY
+    picked = versions.pick(asked)
+    version = versions.of_config(view) if picked == versions.ANY else picked
+    section = "actor" if view.section("actor") or not view.section("model") else "model"
+    layout = _layout(view)
+    gpus, nodes = _gpus(view, context, layout)
+    behaviour = versions.behaviour(version)
+    allocator = " ".join(context.environ.get(name, "") for name in _ALLOCATOR)
+    launch = Launch(
+        version=version,
+        behaviour=behaviour,
+        layout=layout or _default_layout(view, gpus * nodes),
+        model=_model(view, context, f"{section}.path"),
+        section=section,
+        settings=settings,
+        capacity_bytes=hardware.capacity_bytes,
+        budget_bytes=max(1, int(hardware.capacity_bytes * (1 - settings.margin)) - hardware.held_bytes),
+        held_bytes=hardware.held_bytes,
+        host_budget_bytes=settings.host_memory_bytes or hardware.host_memory_bytes or 0,
+        gpus_per_node=gpus,
+        nodes=nodes,
+        server_first=behaviour.launcher or context.environ.get("AREAL_SPMD_MODE") == "1",
+        expandable_segments="expandable_segments:True" in allocator.replace(" ", ""),
+    )
+    return launch, picked == versions.ANY
+
+
+def _layout(view: View) -> Layout | None:
+    """The layout that the config spells out: backend keys, else allocation_mode; ``None``: neither."""
+    server, trainer = view.text("rollout.backend", ""), view.text("actor.backend", "")
+    colocated = view.text("rollout.scheduling_strategy.type", "") == "colocation"
+    if server and trainer:
+        side = allocation.part(server, "rollout.backend", allocation.ENGINES, "sglang")
+        return Layout(server=side, trainer=allocation.trainer(trainer, "actor.backend"), colocated=colocated)
+    mode = view.text("allocation_mode", "")
+    if mode:
+        return allocation.mode(mode)
+    if server or (trainer and ":" in trainer and _generates(view)):
+        given, missing = ("rollout", "actor") if server else ("actor", "rollout")
+        raise ConfigError(
+            f"{given}.backend is set and {missing}.backend is not: AReaL needs both, for example "
+            "rollout.backend=sglang:d1 actor.backend=fsdp:d1."
+        )
+    if trainer and ":" in trainer:
+        return Layout(server=None, trainer=allocation.trainer(trainer, "actor.backend"))
+    return None
+
+
+def _generates(view: View) -> bool:
+    return view.section("gconfig") or view.section("rollout")
+
+
+def _default_layout(view: View, gpus: int) -> Layout:
+    """Without a layout: one GPU is shared by one server and one trainer."""
+    if gpus == 1:
+        engine = "vllm" if view.section("vllm") and not view.section("sglang") else "sglang"
+        return Layout(server=Part(name=engine) if _generates(view) else None, trainer=Part(name="fsdp"))
+    raise ConfigError(
+        f"the launch has {gpus} GPUs and no layout: neither allocation_mode nor rollout.backend and actor.backend are set. "
+        f"Set e.g. allocation_mode=sglang:d{gpus // 2}+fsdp:d{gpus - gpus // 2} (up to 1.0.2), or "
+        f"rollout.backend=sglang:d{gpus // 2} actor.backend=fsdp:d{gpus - gpus // 2}."
+    )
+
+
+def _gpus(view: View, context: Context, layout: Layout | None) -> tuple[int, int]:
+    """GPUs of a node, and nodes: as told, as the config says, as the node shows, else as the layout needs."""
+    nodes = context.nodes or view.integer("cluster.n_nodes", 1)
+    present = context.hardware.gpus_per_node
+    asked = view.optional_integer("cluster.n_gpus_per_node")
+    if context.gpus_per_node:
+        return context.gpus_per_node, nodes
+    if asked is not None:
+        return min(asked, present) if present and nodes == 1 else asked, nodes
+    if layout is None:
+        return present or 1, nodes
+    needed = layout.trainer.world + (0 if layout.server is None or layout.colocated else layout.server.world)
+    return present or -(-needed // nodes), nodes
+
+
+def _model(view: View, context: Context, key: str) -> ModelSpec:
+    if context.model is not None:
+        return context.model
+    path = view.text(key, "")
+    if not path:
+        raise ConfigError(
+            f"{key} is not set, so the model is unknown. Set it, or add +model=qwen2.5-0.5b (console: --model)."
+        )
+    return context.resolve_model(path)
+
+
+def _refuse_unmodelled(view: View, launch: Launch) -> None:
+    go_on = "Launch without the hardware group, or go on unplanned with memfit.strict=false."
+    model = launch.model
+    if model.num_linear_attention_layers:
+        raise NotModelled(
+            f"{model.name} has linear attention layers: AReaL runs of such models need far more than memfit's formulas for "
+            f"the trainer say. {go_on}"
+        )
+    if view.flag(f"{launch.section}.enable_tree_training", False):
+        raise NotModelled(f"{launch.section}.enable_tree_training=true: tree training is not modelled. {go_on}")
+    if view.section("teacher"):
+        raise NotModelled(f"teacher: a teacher model beside the trainer is not modelled. {go_on}")
