@@ -14,16 +14,10 @@ from typing import Any
 
 import pytest
 
-from support.hydra_app import BATCH, LAUNCH, ROOT, Ran, run, write_app
+from support.hydra_app import BATCH, HYDRA, LAUNCH, ROOT, Ran, run, write_app
 
 pytestmark = pytest.mark.matrix
 
-HYDRA = {
-    "1.3.2": ["hydra-core==1.3.2"],
-    "1.3.8": ["hydra-core==1.3.8"],
-    "1.4.0.dev1": ["hydra-core==1.4.0.dev1", "omegaconf==2.4.0.dev2"],
-    "1.4.0rc3": ["hydra-core==1.4.0rc3"],
-}
 MODES = ("wheel", "sdist", "editable")
 SOURCES = ("hydra_plugins", "conf", "pyproject.toml", "README.md", "LICENSE")
 PROBE = ROOT / "tests" / "support" / "hydra_probe.py"

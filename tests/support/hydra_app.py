@@ -19,6 +19,13 @@ from omegaconf import OmegaConf
 from hydra_plugins.memfit.frameworks.verl import defaults
 
 ROOT = Path(__file__).resolve().parents[2]
+HYDRA = {
+    "1.3.2": ["hydra-core==1.3.2"],
+    "1.3.8": ["hydra-core==1.3.8"],
+    "1.4.0.dev1": ["hydra-core==1.4.0.dev1", "omegaconf==2.4.0.dev2"],
+    "1.4.0rc3": ["hydra-core==1.4.0rc3"],
+}
+"""The versions of Hydra that memfit is tested beside, oldest first, and what pip installs for each."""
 MODEL = "actor_rollout_ref.model.path=Qwen/Qwen2.5-3B-Instruct"
 LAUNCH = (
     MODEL,

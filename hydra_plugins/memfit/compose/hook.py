@@ -110,7 +110,7 @@ def refuse_unplanned() -> None:
     """Raise: somebody resolves a config in which a hardware group was composed and that was never planned."""
     raise MemfitError(
         "this config names a hardware group, and Hydra did not ask memfit for the plan. Leave the hardware group out, "
-        "or use a version of hydra-core that memfit is tested with (see its README)."
+        "or use a version of hydra-core that memfit is tested with: 1.3.2 to 1.4.0rc3."
     )
 
 
