@@ -14,12 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra_plugins.memfit.frameworks.verl.read import value_model
 from hydra_plugins.memfit.memory.fsdp import Sharding
 from hydra_plugins.memfit.memory.head import Head
 from hydra_plugins.memfit.memory.states import lora_parameters
 from hydra_plugins.memfit.model.resolve import load
-from hydra_plugins.memfit.model.spec import ModelSpec
+from hydra_plugins.memfit.model.spec import ModelSpec, value_model
 from hydra_plugins.memfit.planning.colocated import Role
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,6 +26,8 @@ TRACES = ROOT / "tests" / "data" / "traces.json"
 PAGE = ROOT / "docs" / "validation" / "trainer.md"
 NAMES = {"mistral-7b": "mistral-7b-v0.1"}
 """The tracer's names of checkpoints that have several releases of one shape."""
+FORWARD = {"actor": "log_prob", "ref": "ref_log_prob", "critic": "values"}
+"""What the tracer calls the pass without gradients of each role."""
 MASTER = {"fp32": 4, "bf16": 2}
 
 
@@ -66,7 +67,7 @@ def predict(case: dict[str, Any]) -> dict[str, int]:
     role = role_of(case)
     trains = case["role"] != "ref"
     states = role.loaded(optimizer=trains).total_bytes
-    predicted = {"log_prob": states + role.forward_pass().total_bytes}
+    predicted = {FORWARD[case["role"]]: states + role.forward_pass().total_bytes}
     if trains:
         predicted["update"] = states + role.update_pass().total_bytes
         predicted["optimizer_step"] = states + role.step().total_bytes
@@ -112,13 +113,15 @@ def _sharding(case: dict[str, Any], model: ModelSpec) -> Sharding:
         layers=model.num_hidden_layers,
         tied=model.tie_word_embeddings,
         trainable=not case["lora_rank"],
+        vocabulary_head=case["role"] != "critic",
         reshard_after_forward=case["reshard_after_forward"],
     )
 
 
 def _head(case: dict[str, Any], *, entropy: bool) -> Head:
+    kind = "eager" if case["padded"] else case["entropy"]  # verl computes the entropy of padded batches eagerly
     return Head(
-        entropy=case["entropy"] if entropy else "none",
+        entropy=kind if entropy else "none",
         entropy_checkpointing=case["entropy_checkpointing"],
         chunk_tokens=case["entropy_chunk"],
         log_prob="flash_ce" if case["log_prob"] == "flash_ce" else "torch",
@@ -157,7 +160,7 @@ def table() -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     for split in ("fit", "held_out", None):
-        for phase in ("log_prob", "update", "optimizer_step", None):
+        for phase in ("log_prob", "ref_log_prob", "values", "update", "optimizer_step", None):
             chosen = [c for c in found if split in (None, c.split) and phase in (None, c.phase)]
             if chosen:
                 s = summary(chosen)

@@ -14,6 +14,9 @@ from dataclasses import dataclass
 
 from hydra_plugins.memfit.model.spec import ModelSpec
 
+_SANDWICH_NORMS = ("gemma2", "gemma3")
+"""Model types (prefixes) with a norm before and after both attention and MLP."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Widths:
@@ -27,6 +30,10 @@ class Widths:
     heads: int
     kv_heads: int
     qk_norm: bool
+    norms: int
+    """RMSNorms on the residual stream of one layer: 2, or 4 in Gemma 2 and 3."""
+    fp32_norms: bool
+    """The norm's product is fp32 as well (Gemma), so that q/k norm keeps twice as much."""
     active_experts: int
     experts: int
     expert_m: int
@@ -53,6 +60,8 @@ class Widths:
             heads=model.num_attention_heads,
             kv_heads=kv_heads,
             qk_norm=model.qk_norm,
+            norms=4 if model.model_type.startswith(_SANDWICH_NORMS) else 2,
+            fp32_norms=model.model_type.startswith("gemma"),
             active_experts=model.num_experts_per_tok,
             experts=model.num_experts,
             expert_m=model.moe_intermediate_size,
@@ -69,15 +78,16 @@ def layer_saved_bytes(w: Widths) -> int:
     """
     Return what one layer saves for its backward pass without checkpointing, per token.
 
-        norms 2 · 8h   each RMSNorm keeps its fp32 input (4h), the normalised bf16 copy (2h) and its output (2h)
+        norms 2 · 8h   each RMSNorm keeps its fp32 input (4h), the normalised bf16 copy (2h) and its output (2h);
+                       Gemma 2 and 3 have four
         attention      4q + 4k (q, k, v and the output, bf16) + 4H (fp32 log-sum-exp)
         MLP            8m (gate, up, activation, product, bf16)
-        q/k norm       6(q + k) + 4(H + K)
+        q/k norm       6(q + k) + 4(H + K); Gemma 12(q + k)
         MoE            see `_moe_saved_bytes` in place of 8m
     """
-    saved = 16 * w.h + 4 * w.q + 4 * w.k + 4 * w.heads + 8
+    saved = 8 * w.norms * w.h + 4 * w.q + 4 * w.k + 4 * w.heads + 8
     if w.qk_norm:
-        saved += 6 * (w.q + w.k) + 4 * (w.heads + w.kv_heads)
+        saved += (12 if w.fp32_norms else 6) * (w.q + w.k) + 4 * (w.heads + w.kv_heads)
     return saved + (_moe_saved_bytes(w) if w.experts else 8 * w.m)
 
 

@@ -34,6 +34,9 @@ class Sharding:
     """E: parameters of one vocabulary matrix."""
     layers: int
     tied: bool
+    """The vocabulary matrix belongs to the root unit; FSDP2 gives an untied embedding and lm_head units of their own."""
+    vocabulary_head: bool = True
+    """False for a critic: no lm_head, so no gradient of one."""
     trainable: bool = True
     """False for a frozen base (LoRA): its units are gathered, no gradient of theirs is reduced."""
     reshard_after_forward: bool = True
@@ -62,6 +65,8 @@ class Sharding:
             return 2 * self.root + self._kept
         if self.tied:
             return 2 * self.root + (0 if self.single else max(2 * self.layer, self._kept))
+        if not self.vocabulary_head:
+            return self._kept
         return (2 if self.single else 4) * self.embedding + self._kept
 
     def root_during_loss_bytes(self) -> int:
@@ -99,45 +104,53 @@ class Sharding:
     # -- backward ---------------------------------------------------------------------------------------------------
     def product_backward_bytes(self, *, gradient: bool) -> int:
         """Return gathered parameters, and the gradient of lm_head (2E), in the backward pass of its matrix product."""
-        gathered = 2 * self.root if self.version == 1 or self.tied else 2 * self.embedding
+        unit = self.root if self.version == 1 or self.tied else self.embedding * self.vocabulary_head
+        if self.version == 2 and not self.trainable:
+            return max(4 * unit, self._kept)
+        gathered = 2 * unit
         last_layer = 0 if self.single and self.version == 2 else 2 * self.layer
         written = 2 * self.embedding if gradient and self.trainable else 0
         return gathered + max(last_layer, self._kept) + written
 
     def product_reduction_bytes(self) -> int:
         """Return the reduction of an untied lm_head's gradient by FSDP2: 2E, its fp32 copy 4E and the shard 4E/N."""
-        if self.version == 1 or self.tied or not self.trainable:
+        if self.version == 1 or self.tied or not self.trainable or not self.vocabulary_head:
             return 0
         shard = 0 if self.single else ceil_div(4 * self.embedding, self.ranks)
         return max(0 if self.single else 2 * self.layer, self._kept) + 6 * self.embedding + shard
 
-    def layer_backward_bytes(self, *, first: bool, last: bool, mlp: int) -> int:
+    def layer_backward_bytes(self, *, left: int, mlp: int) -> int:
         """
         Return what is gathered or waits for reduction at the activation peak inside one layer's backward pass.
 
-        ``mlp`` is the size of the weight gradient that exists at that point (down projection, 2 bytes an element).
+        ``left`` layers are not through with it yet, this one included. ``mlp`` is the size of the
+        weight gradient that exists at that point (down projection, 2 bytes an element).
         """
         gradient = 2 * mlp if self.trainable else 0
-        pending = self._pending(first) if self.version == 2 and self.trainable else 0
-        return self._root_in_backward() + self._gathered_in_backward(last) + pending + gradient
+        pending = self._pending(left == self.layers) if self.version == 2 and self.trainable else 0
+        return self._root_in_backward() + self._gathered_in_backward(left) + pending + gradient
 
-    def layer_reduction_bytes(self, *, first: bool, last: bool) -> int:
+    def layer_reduction_bytes(self, *, left: int) -> int:
         """Return the same while a layer's gradient (2n) is copied into the fp32 reduce buffer (4n, result 4n/N)."""
         root = self._root_in_backward()
         if not self.trainable:
-            return root + self._gathered_in_backward(last)
+            return root + self._gathered_in_backward(left)
         shard = 0 if self.single else ceil_div(4 * self.layer, self.ranks)
         if self.version == 1:
-            return root + (0 if self.single or last else 2 * self.layer) + 6 * self.layer + shard
-        prefetched = 0 if last or self.single else 4 * self.layer
-        return root + max(prefetched, self._kept) + 2 * self.layer + max(4 * self.layer + shard, self._pending(first))
+            prefetched = 0 if self.single or left == 1 else 2 * self.layer
+            return root + max(prefetched, self._still_kept(left - 1)) + 6 * self.layer + shard
+        prefetched = 0 if left == 1 or self.single else 4 * self.layer
+        pending = self._pending(left == self.layers)
+        kept = max(prefetched, self._still_kept(left - 1))
+        return root + kept + 2 * self.layer + max(4 * self.layer + shard, pending)
 
     def root_reduction_bytes(self, *, accumulates: bool) -> int:
         """
         Return the reduction of the root's gradient at the end of the backward pass: 2R and its fp32 copy 4R.
 
         A single rank keeps that copy as its gradient (FSDP1), or casts without a second one (FSDP2). The reduced shard
-        4R/N is new where gradients accumulate.
+        4R/N is new where gradients accumulate. Without an lm_head the embedding's own gradient (2R) and its flat copy (2R)
+        come at the same moment.
         """
         if not self.trainable:
             return 2 * self.root
@@ -145,27 +158,34 @@ class Sharding:
             return (6 if accumulates else 2) * self.root
         unit = self.root if self.version == 1 or self.tied else self.embedding
         shard = ceil_div(4 * unit, self.ranks) if accumulates and not self.single else 0
+        if self.version == 1 and not self.vocabulary_head:
+            return 10 * unit + shard
         return (4 if self.single and self.version == 2 else 6) * unit + shard
 
     def reduced_first(self) -> int:
         """Return the parameters whose gradients are reduced before the last decoder layer's: FSDP2's untied lm_head."""
-        return 0 if self.version == 1 or self.tied else self.embedding
+        return 0 if self.version == 1 or self.tied else self.embedding * self.vocabulary_head
 
     def _root_in_backward(self) -> int:
         """The gathered root, and the gradient of a vocabulary matrix that waits for the end of the pass."""
         if self.version == 2 and not self.tied:
             return 0
-        return 2 * self.root + (2 * self.embedding if self.trainable else 0)
+        return 2 * self.root + (2 * self.embedding if self.trainable and self.vocabulary_head else 0)
 
-    def _gathered_in_backward(self, last: bool) -> int:
+    def _gathered_in_backward(self, left: int) -> int:
         """The layer in use and the prefetched one; after the last layer FSDP2 prefetches an untied embedding."""
+        last = left == 1
         if self.version == 2:
             prefetched = 2 * (self.embedding if last and not self.tied else self.layer)
-            return max(2 * self.layer + (0 if self.single else prefetched), self._kept)
-        return max(2 * self.layer if self.single or last else 4 * self.layer, self._kept)
+            return max(2 * self.layer + (0 if self.single else prefetched), self._still_kept(left))
+        return max(2 * self.layer if self.single or last else 4 * self.layer, self._still_kept(left))
+
+    def _still_kept(self, left: int) -> int:
+        """What ``reshard_after_forward=False`` keeps gathered of the ``left`` layers whose backward pass is not over."""
+        return self._kept - 2 * self.layer * (self.layers - left) if self._kept else 0
 
     def _pending(self, first: bool) -> int:
         """FSDP2's reduce-scatter input of the unit before, held until the next reduction."""
         if first:
-            return 0 if self.tied else 4 * self.embedding
+            return 0 if self.tied else 4 * self.embedding * self.vocabulary_head
         return 4 * self.layer

@@ -77,8 +77,13 @@ def _cost(head: Head) -> _Cost:
 
 
 def _copies(head: Head) -> int:
-    """bf16 copies that come on top of the table: the raw logits beside the scaled ones, a padded batch's concatenation."""
-    return 2 * head.extra_copies + (2 if head.scaled == "copy" else 0)
+    """
+    bf16 copies that come on top of the table: the raw logits beside the scaled ones, a padded batch's concatenation.
+
+    An eager entropy peaks before the concatenation.
+    """
+    padded = 0 if head.entropy == "eager" else 2 * head.extra_copies
+    return padded + (2 if head.scaled == "copy" else 0)
 
 
 def forward_logits_bytes(head: Head, *, tokens: int, vocabulary: int, hidden: int) -> int:
@@ -98,8 +103,9 @@ def update_logits_bytes(head: Head, *, tokens: int, vocabulary: int, hidden: int
     if head.fused != "none":
         return _fused_bytes(head, tokens=tokens, vocabulary=vocabulary, hidden=hidden, backward=True)
     cost, chunk = _cost(head), min(head.chunk_tokens, tokens)
-    per_token = cost.update + 2 * head.extra_copies
-    if head.scaled == "in_place" or (head.scaled == "copy" and head.entropy == "none"):
+    per_token = cost.update + (0 if head.entropy == "eager" else 4 * head.extra_copies)  # the copy and its gradient
+    divides = head.scaled == "copy" and head.entropy == "none" and not head.extra_copies  # else the copies come later
+    if head.scaled == "in_place" or divides:
         per_token += 2  # the division's backward pass writes a second gradient beside the one it reads
     if head.log_prob == "torch" and head.entropy != "eager":
         per_token += 4  # every row's log-softmax is saved, and its gradient stands beside the logits' one
@@ -113,7 +119,7 @@ def _joined_gradients(head: Head, tokens: int, chunk: int) -> int:
     """Bytes per V when the chunks' gradients (fp32, then bf16) meet the log-probabilities' one, for long micro-batches."""
     scaled = head.scaled == "copy"
     if head.entropy_checkpointing:
-        return (14 if scaled else 12) * tokens + 12 * chunk
+        return 14 * tokens + 12 * chunk
     return 12 * tokens + (4 * chunk if scaled else 0)
 
 
@@ -137,7 +143,7 @@ def _fused_bytes(head: Head, *, tokens: int, vocabulary: int, hidden: int, backw
         return tokens * (2 * min(FUSED_TRITON_BACKWARD_SPLIT, vocabulary) + 4 * hidden) + matrix
     rows = min(FUSED_TORCH_CHUNK_TOKENS, tokens) * vocabulary
     if not backward:
-        return rows * (14 if head.scaled == "no" else 16)
+        return rows * 12
     return rows * (20 if head.entropy == "none" else 28) + 2 * matrix + tokens * 4 * hidden
 
 

@@ -132,7 +132,11 @@ def update_moments(p: Pass) -> tuple[MemoryBreakdown, ...]:
     for done in sorted({0, min(1, p.layers - 1), max(0, p.layers - 2), p.layers - 1}):
         moments += _layer_moments(p, done, position)
     reduced = ceil_div(p.gradient_bytes * p.gradients, s.ranks)
-    moments.append(_moment(communication=s.root_reduction_bytes(accumulates=p.accumulates), gradients=reduced))
+    moments.append(
+        _moment(
+            communication=s.root_reduction_bytes(accumulates=p.accumulates or p.gradient_bytes < 4), gradients=reduced
+        )
+    )
     return tuple(moments)
 
 
@@ -162,13 +166,13 @@ def _layer_moments(p: Pass, done: int, position: int) -> list[MemoryBreakdown]:
     inside = layer_backward_bytes(w, checkpointing=p.checkpointing)
     return [
         _moment(
-            communication=s.layer_backward_bytes(first=done == 0, last=left == 1, mlp=w.h * w.mlp_rows),
+            communication=s.layer_backward_bytes(left=left, mlp=w.h * w.mlp_rows),
             per_token=_saved(p, left) + inside + position,
             tokens=p.tokens,
             gradients=gradients,
         ),
         _moment(
-            communication=s.layer_reduction_bytes(first=done == 0, last=left == 1),
+            communication=s.layer_reduction_bytes(left=left),
             per_token=_saved(p, left - 1) + 2 * w.h + position,
             tokens=p.tokens,
             gradients=gradients,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,3 +63,14 @@ class ModelSpec:
     """Linear modules of the decoder that ``target_modules=all-linear`` adapts: (in_features, out_features, count)."""
     expert_lora_sites: tuple[tuple[int, int, int], ...] = ()
     """The same for routers and routed experts, which are linear modules before transformers 5 and parameters since."""
+
+
+def value_model(model: ModelSpec) -> ModelSpec:
+    """Return the same body with one output a token, as a critic has it: no lm_head, the embedding stays."""
+    head = 0 if model.tie_word_embeddings else model.embedding_parameters
+    return replace(
+        model,
+        parameters=model.parameters - head + model.hidden_size,
+        root_parameters=model.root_parameters - head + model.hidden_size,
+        active_parameters=model.active_parameters - head + model.hidden_size,
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from hydra_plugins.memfit.base.errors import ConfigError, NotModelled
 from hydra_plugins.memfit.base.settings import Settings
@@ -13,7 +13,7 @@ from hydra_plugins.memfit.memory.engine import Engine
 from hydra_plugins.memfit.memory.fsdp import Sharding
 from hydra_plugins.memfit.memory.head import Head
 from hydra_plugins.memfit.memory.states import lora_parameters
-from hydra_plugins.memfit.model.spec import ModelSpec
+from hydra_plugins.memfit.model.spec import ModelSpec, value_model
 from hydra_plugins.memfit.planning.colocated import ColocatedRun, Role
 from hydra_plugins.memfit.planning.problem import SOLVE
 
@@ -92,7 +92,14 @@ def _strategy(view: View, key: str) -> str:
 
 
 def _sharding(
-    view: View, launch: Launch, model: ModelSpec, *, section: str, strategy: str, trainable: bool = True
+    view: View,
+    launch: Launch,
+    model: ModelSpec,
+    *,
+    section: str,
+    strategy: str,
+    trainable: bool = True,
+    vocabulary_head: bool = True,
 ) -> Sharding:
     asked = view.integer(f"{section}.fsdp_size", -1, minimum=-1)
     world = launch.world_size
@@ -104,6 +111,7 @@ def _sharding(
         embedding=model.embedding_parameters,
         layers=model.num_hidden_layers,
         tied=model.tie_word_embeddings,
+        vocabulary_head=vocabulary_head,
         trainable=trainable,
         reshard_after_forward=view.flag(f"{section}.reshard_after_forward", True),
         forward_prefetch=view.flag(f"{section}.forward_prefetch", False),
@@ -209,7 +217,7 @@ def _critic(view: View, launch: Launch) -> Role:
     critic = value_model(model)
     return Role(
         model=critic,
-        sharding=_sharding(view, launch, critic, section=section, strategy=strategy),
+        sharding=_sharding(view, launch, critic, section=section, strategy=strategy, vocabulary_head=False),
         trainable_parameters=critic.parameters,
         master_bytes=_master_bytes(view, section),
         param_offload=view.flag(f"{section}.param_offload", False) and not offload_policy,
@@ -223,18 +231,6 @@ def _critic(view: View, launch: Launch) -> Role:
         update_tokens=update.tokens(),
         accumulates=update.accumulates(),
         unsharded_gradients=view.flag(f"{section}.use_no_sync_for_gradient_accumulation", False),
-    )
-
-
-def value_model(model: ModelSpec) -> ModelSpec:
-    """Return the same body with one output a token: lm_head is gone, the embedding stays."""
-    head = 0 if model.tie_word_embeddings else model.embedding_parameters
-    return replace(
-        model,
-        parameters=model.parameters - head + model.hidden_size,
-        root_parameters=model.root_parameters - head + model.hidden_size,
-        active_parameters=model.active_parameters - head + model.hidden_size,
-        tie_word_embeddings=True,
     )
 
 
@@ -286,6 +282,12 @@ def _batch(
     )
 
 
+def _normalised(sequences: int, launch: Launch, sp: int) -> int:
+    """Sequences of a mini-batch that verl trains on: up to 0.7 it drops what does not divide among the ranks."""
+    dp = max(1, launch.world_size // sp)
+    return sequences - sequences % dp if launch.behaviour.legacy_workers and sequences > dp else sequences
+
+
 def actor_batch(view: View, launch: Launch) -> Batch:
     """Return the micro-batches of the actor's update."""
     return _batch(
@@ -294,7 +296,7 @@ def actor_batch(view: View, launch: Launch) -> Batch:
         dynamic=view.flag(f"{ACTOR}.use_dynamic_bsz", False),
         budget=view.integer(f"{ACTOR}.ppo_max_token_len_per_gpu", 16384),
         micro_key=f"{ACTOR}.ppo_micro_batch_size",
-        sequences=mini_sequences(view),
+        sequences=_normalised(mini_sequences(view), launch, sequence_parallel(view)),
         sp=sequence_parallel(view),
         packed=view.flag(f"{MODEL}.use_remove_padding", False),
     )
@@ -341,7 +343,7 @@ def critic_batch(view: View, launch: Launch) -> Batch:
         dynamic=single or view.flag("critic.use_dynamic_bsz", view.flag(f"{ACTOR}.use_dynamic_bsz", False)),
         budget=view.integer(key, 32768),
         micro_key="critic.ppo_micro_batch_size",
-        sequences=mini * view.integer(f"{ROLLOUT}.n", 1),
+        sequences=_normalised(mini * view.integer(f"{ROLLOUT}.n", 1), launch, critic_sequence_parallel(view, launch)),
         sp=critic_sequence_parallel(view, launch),
         packed=view.flag("critic.model.use_remove_padding", False),
     )
@@ -380,6 +382,15 @@ def critic_sequence_parallel(view: View, launch: Launch) -> int:
     if section == "critic.fsdp":
         key = f"{section}.ulysses_sequence_parallel_size"
     return view.integer(key, 1)
+
+
+def engine_splits(view: View, launch: Launch, size: int) -> bool:
+    """Whether the engine can spread this model over ``size`` GPUs: the world, attention and key/value heads divide."""
+    model, replica = launch.actor_model, size * view.integer(f"{ROLLOUT}.data_parallel_size", 1)
+    kv_heads = model.num_attention_heads if model.kv_lora_rank else model.num_key_value_heads
+    if launch.world_size % replica or model.num_attention_heads % size:
+        return False
+    return kv_heads % size == 0 or size % kv_heads == 0
 
 
 # -- the rollout engine ---------------------------------------------------------------------------------------------
