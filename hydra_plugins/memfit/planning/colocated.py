@@ -155,15 +155,16 @@ class Role:
         return moment
 
     def update_timeline(self) -> tuple[MemoryBreakdown, ...]:
-        """Return the moments of one micro-batch of an update in their order, on top of the states."""
+        """Return the moments of an update in their order, on top of the states: its first micro-batch, then one of the others."""
         pass_ = self._pass(self.update_tokens, self.update_head)
-        moments = (*forward_progress(pass_), *update_moments(pass_))
+        passes = (replace(pass_, accumulates=False), pass_) if pass_.accumulates else (pass_,)
+        moments = [moment for p in passes for moment in (*forward_progress(p), *update_moments(p))]
         if self.cpu_policy:
             return tuple(self._staged(_without(moment, gradients=True)) for moment in moments)
         if self.unsharded_gradients and self.accumulates and not self.sharding.single:
             whole = MemoryBreakdown(gradients=self.gradient_bytes)
             return tuple(_without(moment, gradients=True) + whole for moment in moments)
-        return moments
+        return tuple(moments)
 
     def step(self) -> MemoryBreakdown:
         """Return gradients and temporaries of the optimizer step, on top of the states."""

@@ -22,8 +22,8 @@ from hydra_plugins.memfit.planning.problem import Problem
 __all__ = ["WRITABLE_KEYS", "ArealAdapter"]
 
 _SIGNS = ("rollout", "gconfig", "allocation_mode", "train_dataset")
-_SECTIONS = ("actor", "rollout", "gconfig", "sglang", "train_dataset")
-"""What stands in every launch: written out for a few words on the console, never for a whole config."""
+_SERVED = ("rollout", "gconfig", "sglang", "vllm")
+"""Sections of a launch that generates."""
 _ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 
 
@@ -46,10 +46,16 @@ class ArealAdapter:
         return {key: {} for key in found if "." not in key} | {"gradient_checkpointing": None}
 
     def defaults_with(self, version: str, asked: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Return nothing below a whole config, and the sections that every launch has below a few words."""
+        """Return nothing below a whole config; below a few words the sections that such a launch always has."""
         del version
-        whole = {"experiment_name", "actor.experiment_name", "train_dataset.path"} & set(asked)
-        return {} if whole else {name: {} for name in _SECTIONS}
+        if {"experiment_name", "actor.experiment_name", "train_dataset.path"} & set(asked):
+            return {}
+        named = {key.split(".")[0] for key in asked}
+        layout = " ".join(str(asked.get(key, "")) for key in ("allocation_mode", "rollout.backend"))
+        engine = "vllm" if "vllm" in layout or ("vllm" in named and "sglang" not in named) else "sglang"
+        serves = named & set(_SERVED) or any(name in layout for name in allocation.ENGINES)
+        sections = ["model" if "model" in named else "actor", "train_dataset"]
+        return {name: {} for name in (*sections, *(("rollout", "gconfig", engine) if serves else ()))}
 
     def pick_version(self, asked: str | None) -> str:
         """Return the known release that stands for ``asked``, else for the installed one, else `versions.ANY`."""
