@@ -38,7 +38,9 @@ class ArealAdapter:
         """Whether the config has a trainer's section as AReaL writes it, and what goes with it."""
         sections = [config.get(name) for name in ("actor", "model")]
         has_trainer = any(isinstance(s, Mapping) and ("mb_spec" in s or "path" in s) for s in sections)
-        return has_trainer and any(sign in config for sign in _SIGNS) and "actor_rollout_ref" not in config
+        data = config.get("data")
+        is_verls = "actor_rollout_ref" in config or (isinstance(data, Mapping) and "n_samples" in data)
+        return has_trainer and any(sign in config for sign in _SIGNS) and not is_verls
 
     def defaults(self, version: str) -> Mapping[str, Any]:
         """Return the names of AReaL's sections; what they hold by default, the adapter knows for each release."""
