@@ -21,6 +21,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from hydra_plugins.memfit.frameworks.verl.defaults import DATA, TRAINERS, VERSIONS
+from hydra_plugins.memfit.frameworks.verl.generation import YAML_VERSIONS
 
 SECTIONS = (
     "model_engine", "data", "actor_rollout_ref", "critic", "reward_model", "reward", "algorithm", "distillation",
@@ -58,6 +59,16 @@ def extract(package: Path, version: str) -> dict[str, Any]:
             "dataclass_only": dict(_dataclass_only({name: sections[name] for name in TYPED_SECTIONS}, classes)),
         }
     return record
+
+
+def extract_generation(packages: Mapping[str, Path]) -> dict[str, Any]:
+    """Return generation.yaml of each release that has one; ``packages`` are directories ``verl`` by version."""
+    versions = {}
+    for version in YAML_VERSIONS:
+        whole = OmegaConf.to_container(compose_config(packages[version], "generation"))
+        assert isinstance(whole, dict)
+        versions[version] = _prune(whole)
+    return {"source": "verl, trainer/config/generation.yaml of each version", "versions": versions}
 
 
 def _prune(node: Mapping[Any, Any]) -> dict[str, Any]:
@@ -157,15 +168,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--wheel-dir", type=Path, required=True)
     directory = parser.parse_args().wheel_dir
-    for version in VERSIONS:
-        wheel = wheel_of(version, directory)
-        if wheel is None:
-            parser.error(f"{directory} lacks verl-{version}-*.whl; try: pip download --no-deps verl=={version}")
-        with tempfile.TemporaryDirectory() as target:
-            record = extract(unpack(wheel, Path(target)), version)
-        path = DATA / f"{version}.json"
-        path.write_text(as_text(record), encoding="utf-8")
-        print(f"{path.name}: {path.stat().st_size} bytes from {wheel.name}")
+    with tempfile.TemporaryDirectory() as target:
+        packages = {}
+        for version in VERSIONS:
+            wheel = wheel_of(version, directory)
+            if wheel is None:
+                parser.error(f"{directory} lacks verl-{version}-*.whl; try: pip download --no-deps verl=={version}")
+            packages[version] = unpack(wheel, Path(target) / version)
+            _write(DATA / f"{version}.json", extract(packages[version], version))
+        _write(DATA / "generation.json", extract_generation(packages))
+
+
+def _write(path: Path, record: Mapping[str, Any]) -> None:
+    path.write_text(as_text(record), encoding="utf-8")
+    print(f"{path.name}: {path.stat().st_size} bytes")
 
 
 if __name__ == "__main__":
