@@ -104,6 +104,11 @@ def test_a_section_that_does_not_exist_is_not_made(key: str) -> None:
         write({key: 1})
 
 
+def test_a_part_of_a_section_is_made() -> None:
+    """Below a section that exists, a framework's dataclass may have more than its yaml writes out."""
+    assert write({"actor.fsdp.offload_params": True})["actor"]["fsdp"] == {"offload_params": True}
+
+
 def test_a_value_that_something_else_sets_is_noticed() -> None:
     """Two planned keys that are one node: the second write moves the first, and that is an error, not a wrong plan."""
     composed = OmegaConf.create({"actor": {"n": 4}, "alias": "${actor}"})

@@ -42,9 +42,9 @@ def _verify(config: DictConfig, expected: Mapping[str, Any]) -> None:
 
 
 def _set(config: DictConfig, key: str, value: Any) -> None:
-    """Assign in the section that the key names; a section that does not exist is never created."""
+    """Assign in the section that the key names; a top-level section that does not exist is never created."""
     section, _, name = key.rpartition(".")
-    parent = OmegaConf.select(config, section) if section else config
+    parent = _section(config, section.split(".")) if section else config
     if not isinstance(parent, DictConfig):
         raise MemfitError(f"the plan sets {key}, but the config has no section {section!r} to hold it.")
     try:
@@ -52,6 +52,19 @@ def _set(config: DictConfig, key: str, value: Any) -> None:
             parent[name] = value
     except OmegaConfBaseException as error:
         raise MemfitError(f"{key} cannot hold the planned value {value!r}: {error}") from error
+
+
+def _section(config: DictConfig, names: list[str]) -> Any:
+    """Return the section; below a top-level one that exists, what is missing of it is made (actor -> actor.fsdp)."""
+    node: Any = OmegaConf.select(config, names[0])
+    for name in names[1:]:
+        if not isinstance(node, DictConfig):
+            return None
+        if name not in node:
+            with flag_override(node, ["struct", "readonly"], [False, False]):
+                node[name] = {}
+        node = node[name]
+    return node
 
 
 def _typed(value: Any, old: Any) -> Any:

@@ -26,11 +26,11 @@ _SMALLEST_RUNNING = 16
 WRITABLE_KEYS = frozenset(
     {
         *(f"{section}.mb_spec.max_tokens_per_mb" for section in _SECTIONS),
-        *(f"{section}.mb_spec.max_tokens_per_gpu" for section in _SECTIONS),
+        *(f"{section}.mb_spec.max_tokens_per_gpu" for section in ("actor", "model", "ref")),
         *(f"{section}.gradient_checkpointing" for section in ("actor", "model", "critic")),
-        *(f"{section}.fsdp.memory_efficient_load" for section in ("actor", "model")),
+        "actor.fsdp.memory_efficient_load",
         *(f"{section}.fsdp.offload_params" for section in ("actor", "model", "critic")),
-        *(f"{section}.fsdp.per_layer_optim_step" for section in ("actor", "model")),
+        "actor.fsdp.per_layer_optim_step",
         "actor.optimizer_dtype",
         "actor.weight_update_mode",
         "gconfig.max_new_tokens",
@@ -151,7 +151,7 @@ def _training(view: View, launch: Launch) -> Iterator[Knob]:
     if r.has_reference(view) and launch.behaviour.storage_key and r.storage_bytes(view, launch, "ref") == 4:
         key, why = "ref.optimizer_dtype", "the reference computes in bf16; stored so it needs half"
         yield Knob(key=key, requested=_composed(view, key), candidates=("bfloat16",), cost=15, why=why)
-    if launch.behaviour.efficient_load:
+    if launch.behaviour.efficient_load and launch.section == "actor":
         why = "weights are read on one host and sent in pieces: a slower start, nothing else"
         yield from _switch(view, f"{launch.section}.fsdp.memory_efficient_load", cost=14, why=why)
     for section in _trained(view, launch):
@@ -163,7 +163,7 @@ def _states(view: View, launch: Launch, section: str) -> Iterator[Knob]:
     if not r.checkpointing(view, launch, section) or view.raw(key) is not MISSING:
         yield from _switch(view, key, cost=40, why=why, default=launch.behaviour.checkpointing, fast=True)
     adam = view.text(f"{section}.optimizer.type", "adam") == "adam"
-    if launch.behaviour.layerwise_step and adam and section == launch.section and not r.turns(view):
+    if launch.behaviour.layerwise_step and adam and section == "actor" and not r.turns(view):
         why = "Adam's states live on the host and visit the GPU layer by layer"
         yield from _switch(view, f"{section}.fsdp.per_layer_optim_step", cost=54, why=why)
     why = "parameters, gradients and Adam's states live on the host, and the optimizer step runs there"
