@@ -7,8 +7,11 @@ from typing import Any
 import pytest
 from test_verl_read import ACTOR, MODEL, ROLLOUT, batch, estimate, problem
 
+from hydra_plugins.memfit.base.errors import ConfigError, NoPlanFits, NotModelled
 from hydra_plugins.memfit.base.settings import Lengths
 from hydra_plugins.memfit.memory.breakdown import Estimate
+from hydra_plugins.memfit.planning.problem import Plan
+from hydra_plugins.memfit.planning.search import make_plan
 
 DYNAMIC = {
     f"{ACTOR}.use_dynamic_bsz": True,
@@ -117,3 +120,112 @@ def test_the_engine_workers_of_0_7_keep_what_those_of_0_8_keep():
         for impl in ("auto", "disable")
     )
     assert engine > legacy + 2**30
+
+
+def changes(plan: Plan) -> dict[str, object]:
+    """New values by key."""
+    return {change.key: change.new for change in plan.changes}
+
+
+TENSOR_PARALLEL = f"{ROLLOUT}.tensor_model_parallel_size"
+BATCHED = f"{ROLLOUT}.max_num_batched_tokens"
+LONG = {"data.max_prompt_length": 1024, "data.max_response_length": 15360, **DYNAMIC}
+FILLED = {f"{ACTOR}.ppo_max_token_len_per_gpu": 16384, f"{ROLLOUT}.log_prob_max_token_len_per_gpu": 16384}
+
+
+@pytest.mark.parametrize(
+    ("values", "options", "wanted"),
+    [
+        ({**DYNAMIC, TENSOR_PARALLEL: 8}, {"model": "qwen2.5-7b"}, {TENSOR_PARALLEL: 4}),
+        ({**DYNAMIC, TENSOR_PARALLEL: 4}, {"model": "qwen2.5-0.5b"}, {TENSOR_PARALLEL: 2}),
+        ({**DYNAMIC, TENSOR_PARALLEL: 4}, {"model": "phi-4"}, {TENSOR_PARALLEL: 2}),
+        ({**LONG, **FILLED}, {"version": "0.6.1", "hardware": "h200"}, {BATCHED: 16384}),
+        ({**LONG, **FILLED}, {"version": "0.7.1", "hardware": "h200"}, {}),
+        ({**LONG, **FILLED, f"{ROLLOUT}.mode": "async"}, {"version": "0.6.1", "hardware": "h200"}, {}),
+        (
+            {**DYNAMIC, f"{ROLLOUT}.enforce_eager": False},
+            {"version": "0.4.1", "hardware": "h200"},
+            {f"{ROLLOUT}.enforce_eager": True},
+        ),
+    ],
+)
+def test_what_verl_or_its_engine_refuses_is_put_right(
+    values: dict[str, Any], options: dict[str, Any], wanted: dict[str, Any]
+):
+    """Heads that do not divide, chunks below the longest sequence, graphs that an old release refuses."""
+    made = changes(make_plan(problem(values, **options)))
+    fixed = (TENSOR_PARALLEL, BATCHED, f"{ROLLOUT}.enforce_eager")
+    assert {key: made[key] for key in fixed if key in made} == wanted
+
+
+@pytest.mark.parametrize(
+    ("values", "version", "says"),
+    [
+        ({"data.train_batch_size": 30, f"{ACTOR}.ppo_mini_batch_size": 24}, "0.9.1", "train_batch_size=32"),
+        ({**DYNAMIC, f"{ACTOR}.ppo_mini_batch_size": 12}, "0.9.1", "ppo_mini_batch_size=16"),
+        ({**DYNAMIC, f"{ACTOR}.ppo_mini_batch_size": 4}, "0.6.1", "ppo_mini_batch_size=8"),
+    ],
+)
+def test_batches_that_cannot_be_shared_out_stop_the_launch(values: dict[str, Any], version: str, says: str):
+    """verl refuses them at any size of the GPU; the message says what to write."""
+    with pytest.raises(ConfigError, match=says):
+        make_plan(problem(values, version=version))
+
+
+def test_rules_of_fsdp_are_not_applied_to_megatron():
+    """Another engine shares batches out in its own way: it is refused as not modelled, not as indivisible."""
+    megatron = {**DYNAMIC, f"{ACTOR}.strategy": "megatron", f"{ACTOR}.ppo_mini_batch_size": 12}
+    with pytest.raises(NotModelled, match="megatron"):
+        make_plan(problem(megatron))
+
+
+def test_a_global_micro_batch_divides_the_prompts_of_a_mini_batch():
+    """verl checks ppo_mini_batch_size, which counts prompts, against the deprecated global key."""
+    whole = f"{ACTOR}.ppo_micro_batch_size"
+    values = {
+        f"{MODEL}.use_remove_padding": True,
+        f"{ROLLOUT}.n": 5,
+        f"{ACTOR}.ppo_mini_batch_size": 64,
+        whole: 64,
+        f"{ROLLOUT}.log_prob_micro_batch_size_per_gpu": 8,
+        "data.max_response_length": 7680,
+    }
+    knob = next(k for k in problem(values).knobs if k.key == whole)
+    assert knob.candidates == (32, 16, 8)
+
+
+def test_a_sequence_too_long_for_one_gpu_is_spread_over_several():
+    """Ulysses helps a dynamic batch only when its budget per GPU falls below one sequence; the reference follows."""
+    values = {
+        **DYNAMIC,
+        "data.max_prompt_length": 2048,
+        "data.max_response_length": 126976,
+        f"{ACTOR}.ppo_max_token_len_per_gpu": 131072,
+        f"{ROLLOUT}.log_prob_max_token_len_per_gpu": 131072,
+        f"{ACTOR}.use_kl_loss": True,
+    }
+    made = changes(make_plan(problem(values, hardware="h100")))
+    size = made[f"{ACTOR}.ulysses_sequence_parallel_size"]
+    assert isinstance(size, int) and size > 1
+    assert made["actor_rollout_ref.ref.ulysses_sequence_parallel_size"] == size
+    for key in (f"{ACTOR}.ppo_max_token_len_per_gpu", f"{ROLLOUT}.log_prob_max_token_len_per_gpu"):
+        budget = made[key]
+        assert isinstance(budget, int) and 129024 <= budget * size < 129024 + 64 * size
+
+
+def test_layered_summon_comes_with_an_engine_that_loads_the_base_model():
+    """verl raises where adapters are collected by layers and the engine started with dummy weights."""
+    values = {**DYNAMIC, f"{MODEL}.lora_rank": 32, f"{ROLLOUT}.load_format": "dummy"}
+    made = changes(make_plan(problem(values, model="qwen2.5-32b", hardware="a100-80")))
+    assert made[f"{ROLLOUT}.layered_summon"] is True
+    assert made[f"{ROLLOUT}.load_format"] == "safetensors"
+
+
+def test_a_companion_never_moves_a_pinned_key():
+    """offload_policy needs fsdp2; with the strategy pinned to fsdp it is not used, and nothing else would fit."""
+    values = {**DYNAMIC, "trainer.n_gpus_per_node": 4, f"{ACTOR}.strategy": "fsdp"}
+    policy = f"{ACTOR}.fsdp_config.offload_policy"
+    free = make_plan(problem(values, model="qwen2.5-32b", host_memory_bytes=2**41))
+    assert changes(free)[policy] is True and changes(free)[f"{ACTOR}.strategy"] == "fsdp2"
+    with pytest.raises(NoPlanFits):
+        make_plan(problem(values, model="qwen2.5-32b", host_memory_bytes=2**41), pinned=[f"{ACTOR}.strategy"])

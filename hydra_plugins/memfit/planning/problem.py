@@ -42,6 +42,8 @@ class Knob:
     """The framework refuses an unset value: fill it in even when everything fits."""
     companions: Callable[[object], Mapping[str, object]] | None = None
     """Other keys that must change with this one, for a value of it (offload_policy needs strategy=fsdp2)."""
+    companions_required: bool = True
+    """A value whose companion is pinned to something else is not used; ``False``: it is, and the pinned key stays."""
     fast: tuple[object, ...] = ()
     """Values that are faster than the requested one, fastest first; tried under ``memfit.goal=fast`` and for unset ones."""
 

@@ -58,7 +58,7 @@ class _Search:
     def __init__(self, problem: Problem, pins: frozenset[str], *, semantic: bool) -> None:
         self.problem = problem
         kinds = ("neutral", "semantic") if semantic else ("neutral",)
-        knobs = [k for k in problem.knobs if k.key not in pins and k.kind in kinds]
+        knobs = [_within(k, problem, pins) for k in problem.knobs if k.key not in pins and k.kind in kinds]
         self.knobs = sorted(knobs, key=lambda k: (k.kind == "semantic", k.cost))
         self.values: dict[str, object] = {}
         self.turned: list[tuple[Knob, object, dict[str, object]]] = []
@@ -169,6 +169,20 @@ class _Search:
             if value is SOLVE:
                 self.values[key] = solved[key]
         self.estimate = self.problem.estimate(self.values)
+
+
+def _within(knob: Knob, problem: Problem, pins: frozenset[str]) -> Knob:
+    """Return the knob without the values and companions that would move a pinned key."""
+    follow = knob.companions
+    if follow is None:
+        return knob
+    if not knob.companions_required:
+        return replace(knob, companions=lambda v: {k: c for k, c in follow(v).items() if k not in pins})
+
+    def free(value: object) -> bool:
+        return all(key not in pins or problem.composed(key) == asked for key, asked in follow(value).items())
+
+    return replace(knob, candidates=tuple(filter(free, knob.candidates)), fast=tuple(filter(free, knob.fast)))
 
 
 def _first(count: int, holds: Callable[[int], bool]) -> int:

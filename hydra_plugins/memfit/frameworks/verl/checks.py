@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from hydra_plugins.memfit.base.errors import ConfigError
@@ -29,7 +29,12 @@ def fixes(view: View, launch: Launch, *, pinned: Collection[str], explicit: Coll
 
     Raises `ConfigError` where such a value is pinned.
     """
-    changes = [*_tensor_parallel(view, launch), *_mini_batch(view, explicit), *_budgets(view, launch)]
+    changes = [
+        *_tensor_parallel(view, launch),
+        *_mini_batch(view, explicit),
+        *_budgets(view, launch),
+        *_in_process_engine(view, launch),
+    ]
     for change in changes:
         if change.key in pinned:
             raise ConfigError(
@@ -46,11 +51,32 @@ def _composed(view: View, key: str) -> Value:
 
 def _tensor_parallel(view: View, launch: Launch) -> list[Change]:
     size, world = view.integer(TENSOR_PARALLEL, 2), launch.world_size
-    if size <= world and world % size == 0:
+    if view.integer(f"{ROLLOUT}.expert_parallel_size", 1) > 1 or r.engine_splits(view, launch, size):
         return []
-    fitting = max(s for s in range(1, min(size, world) + 1) if world % s == 0)
+    fitting = max((s for s in range(1, min(size, world) + 1) if r.engine_splits(view, launch, s)), default=1)
+    heads = launch.actor_model.num_attention_heads
     why = f"verl needs a rollout tensor parallel size that divides the {world} GPU{'s' * (world > 1)}"
+    if world % size == 0:
+        why = f"the engine needs a tensor parallel size that divides the model's {heads} attention heads"
     return [Change(key=TENSOR_PARALLEL, old=_composed(view, TENSOR_PARALLEL), new=fitting, kind="neutral", why=why)]
+
+
+def _in_process_engine(view: View, launch: Launch) -> list[Change]:
+    """What verl up to 0.6 asserts before it starts vLLM in the trainer's process."""
+    in_process = launch.behaviour.engine_in_process and view.text(f"{ROLLOUT}.mode", "sync") == "sync"
+    if not in_process or r.rollout_name(view) != "vllm":
+        return []
+    changes = []
+    key, longest = f"{ROLLOUT}.max_num_batched_tokens", r.max_model_len(view, launch)
+    if view.flag(f"{ROLLOUT}.enable_chunked_prefill", True) and view.integer(key, 8192) < longest:
+        why = f"verl {launch.version} refuses chunks of a prefill below the longest sequence, {longest} tokens"
+        changes.append(Change(key=key, old=_composed(view, key), new=longest, kind="neutral", why=why))
+    key = f"{ROLLOUT}.enforce_eager"
+    graphs_refused = parse(launch.version) < (0, 5) and view.flag(f"{ROLLOUT}.free_cache_engine", True)
+    if graphs_refused and not view.flag(key, True):
+        why = f"verl {launch.version} refuses CUDA graphs in an engine that frees its cache"
+        changes.append(Change(key=key, old=False, new=True, kind="neutral", why=why))
+    return changes
 
 
 def _mini_batch(view: View, explicit: Collection[str]) -> list[Change]:
@@ -95,7 +121,29 @@ def blockers(view: View, launch: Launch, context: Context) -> tuple[str, ...]:
             f"{ACTOR}.ulysses_sequence_parallel_size={strategies} needs {MODEL}.use_remove_padding=true: verl refuses "
             "sequence parallelism on padded batches."
         )
-    return tuple(found)
+    return (*found, *_indivisible(view, launch))
+
+
+def _indivisible(view: View, launch: Launch) -> list[str]:
+    """Batches that verl cannot share out evenly: it stops at start, or in the first update."""
+    if view.text(f"{ACTOR}.strategy", "fsdp") not in r.FSDP_STRATEGIES:
+        return []
+    found, n = [], view.integer(f"{ROLLOUT}.n", 1)
+    prompts, mini = r.prompts_per_step(view), view.integer(f"{ACTOR}.ppo_mini_batch_size", 256)
+    world, ranks = launch.world_size, max(1, launch.world_size // r.sequence_parallel(view))
+    static = not view.flag(f"{ACTOR}.use_dynamic_bsz", False) or parse(launch.version) < (0, 5)
+    if static and prompts * n % world:
+        found.append(
+            f"data.train_batch_size={prompts} x {ROLLOUT}.n={n} is not a multiple of {world} GPUs: verl refuses that. "
+            f"Write e.g. data.train_batch_size={-(-prompts // world) * world}."
+        )
+    refused = mini * n < ranks if launch.behaviour.legacy_workers else mini * n % ranks
+    if refused:
+        found.append(
+            f"{ACTOR}.ppo_mini_batch_size={mini} x {ROLLOUT}.n={n} cannot be shared out among {ranks} data-parallel "
+            f"ranks: verl stops in the first update. Write e.g. {ACTOR}.ppo_mini_batch_size={-(-mini // ranks) * ranks}."
+        )
+    return found
 
 
 def _expandable_segments(view: View, launch: Launch, context: Context) -> str:
@@ -116,7 +164,7 @@ def _expandable_segments(view: View, launch: Launch, context: Context) -> str:
 
 def _ray_env(view: View, name: str) -> Any:
     env = view.raw("ray_kwargs.ray_init.runtime_env.env_vars")
-    return env.get(name) if isinstance(env, dict) else None
+    return env.get(name) if isinstance(env, Mapping) else None
 
 
 def notes(view: View, launch: Launch, context: Context) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ transfers over PCIe, more communication, recomputation, a slower engine. docs/ve
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from hydra_plugins.memfit.frameworks.verl import read as r
 from hydra_plugins.memfit.frameworks.verl.read import ACTOR, FRACTION, MODEL, REF, ROLLOUT, TENSOR_PARALLEL, Launch
@@ -43,6 +44,7 @@ WRITABLE_KEYS = frozenset(
         f"{ROLLOUT}.enforce_eager",
         f"{ROLLOUT}.gpu_memory_utilization",
         f"{ROLLOUT}.layered_summon",
+        f"{ROLLOUT}.load_format",
         f"{ROLLOUT}.log_prob_max_token_len_per_gpu",
         f"{ROLLOUT}.log_prob_micro_batch_size",
         f"{ROLLOUT}.log_prob_micro_batch_size_per_gpu",
@@ -112,8 +114,16 @@ def _free(view: View, launch: Launch) -> Iterator[Knob]:
             yield Knob(key=key, requested=None, candidates=(need,), cost=12, why=why)
     yield from _bucket(view, launch)
     if view.integer(f"{MODEL}.lora_rank", 0, minimum=0) and view.has(f"{ROLLOUT}.layered_summon"):
-        why = "adapters are collected layer by layer instead of gathering the whole base model"
-        yield from _saver(view, f"{ROLLOUT}.layered_summon", cost=16, why=why)
+        yield from _layered_summon(view)
+
+
+def _layered_summon(view: View) -> Iterator[Knob]:
+    """verl refuses it where the engine does not load the base model itself."""
+    why = "adapters are collected layer by layer instead of gathering the whole base model"
+    loading = f"{ROLLOUT}.load_format"
+    dummy = "dummy" in view.text(loading, "dummy")
+    for knob in _saver(view, f"{ROLLOUT}.layered_summon", cost=16, why=why):
+        yield replace(knob, companions=lambda value: {loading: "safetensors"} if value and dummy else {})
 
 
 def _single_turn(view: View) -> bool:
@@ -178,6 +188,9 @@ def _batch_knobs(
     uses_whole = view.optional_integer(per_gpu) is None and view.optional_integer(whole) is not None
     key, unit = (whole, _whole_over_local(view, whole, batch)) if uses_whole else (per_gpu, 1)
     divisors = [d for d in range(batch.local_sequences, 0, -1) if batch.local_sequences % d == 0]
+    mini = view.optional_integer(f"{section}.ppo_mini_batch_size") if uses_whole and micro.startswith("ppo") else None
+    if mini is not None:  # verl counts prompts here, not the sequences that they become
+        divisors = [d for d in divisors if mini % (d * unit) == 0]
     now = batch.micro_batch
     candidates = tuple(d * unit for d in divisors if now is None or d < now)
     fast = tuple(d * unit for d in divisors if now is not None and d > now)
@@ -229,13 +242,13 @@ def _engine(view: View, launch: Launch) -> Iterator[Knob]:
     concurrent = r.sequences_per_step(view) * view.integer(TENSOR_PARALLEL, 2)
     concurrent = max(1, -(-concurrent // launch.world_size))
     seqs = view.integer(f"{ROLLOUT}.max_num_seqs", 1024)
-    if concurrent < seqs:
+    if max(16, concurrent) < seqs:
         why = "no more sequences than one engine ever has in flight"
         key = f"{ROLLOUT}.max_num_seqs"
         yield Knob(key=key, requested=_composed(view, key), candidates=(max(16, concurrent),), cost=18, why=why)
     batched = view.integer(f"{ROLLOUT}.max_num_batched_tokens", 8192)
     if view.flag(f"{ROLLOUT}.enable_chunked_prefill", True) and launch.behaviour.null_model_len_is_model_limit:
-        smaller = tuple(size for size in (4096, 2048) if size < batched)
+        smaller = tuple(size for size in (4096, 2048) if min(seqs, max(16, concurrent)) <= size < batched)
         if smaller:
             why = "a smaller prefill chunk: less workspace in the engine"
             key = f"{ROLLOUT}.max_num_batched_tokens"
@@ -250,9 +263,11 @@ def _engine(view: View, launch: Launch) -> Iterator[Knob]:
 
 def _tensor_parallel(view: View, launch: Launch) -> Iterator[Knob]:
     now = view.integer(TENSOR_PARALLEL, 2)
-    heads = launch.actor_model.num_attention_heads
-    sizes = [s for s in (2, 4, 8, 16) if s > now and launch.gpus_per_node % s == 0 and heads % s == 0]
-    faster = tuple(s for s in (1, 2, 4) if s < now and launch.world_size % s == 0)
+    if view.integer(f"{ROLLOUT}.expert_parallel_size", 1) > 1:  # verl wants it equal to TP x DP
+        return
+    possible = [s for s in (1, 2, 4, 8, 16) if r.engine_splits(view, launch, s)]
+    sizes = [s for s in possible if s > now and launch.gpus_per_node % s == 0]
+    faster = tuple(s for s in possible if s < now)
     if sizes or faster:
         why = "the engine's weights and cache are spread over more GPUs"
         yield Knob(
@@ -307,8 +322,35 @@ def _ulysses(view: View, launch: Launch) -> Iterator[Knob]:
         if size > now and _splits(size, model.num_attention_heads, model.num_key_value_heads, view, launch)
     )
     if sizes:
-        why = "a sequence is spread over several GPUs"
-        yield Knob(key=key, requested=_composed(view, key), candidates=sizes, cost=46, why=why)
+        yield Knob(
+            key=key,
+            requested=_composed(view, key),
+            candidates=sizes,
+            cost=46,
+            why="a sequence is spread over several GPUs",
+            companions=lambda value: _spread(view, launch, value),
+            companions_required=False,
+        )
+
+
+def _spread(view: View, launch: Launch, size: object) -> dict[str, object]:
+    """The reference follows the actor, and a token budget per GPU may fall below one sequence."""
+    follow: dict[str, object] = {}
+    reference = f"{REF}.ulysses_sequence_parallel_size"
+    if not isinstance(size, int) or size == r.sequence_parallel(view):
+        return follow
+    if view.has(reference) and view.integer(reference, 1) == r.sequence_parallel(view):
+        follow[reference] = size
+    batches = {
+        f"{ACTOR}.ppo_max_token_len_per_gpu": r.actor_batch(view, launch),
+        f"{ROLLOUT}.log_prob_max_token_len_per_gpu": r.rollout_log_prob_batch(view, launch),
+    }
+    if _uses_reference(view):
+        batches[f"{REF}.log_prob_max_token_len_per_gpu"] = r.reference_batch(view, launch)
+    for key, batch in batches.items():
+        if batch.dynamic:
+            follow[key] = min(batch.budget, _rounded(-(-batch.max_length // size), 64 if batch.hard_budget else 1))
+    return follow
 
 
 def _splits(size: int, heads: int, kv_heads: int, view: View, launch: Launch) -> bool:
@@ -351,6 +393,7 @@ def _semantic(view: View, launch: Launch) -> Iterator[Knob]:
             kind="semantic",
             why=why,
             companions=lambda value: _shorter(view, launch, value),
+            companions_required=False,
         )
 
 
