@@ -141,6 +141,15 @@ def test_the_servers_share_is_solved_for() -> None:
     assert plan.fits and not plan.requested.fits
 
 
+@pytest.mark.parametrize(("gpus", "asked", "fitting"), [(4, 4, None), (4, 3, 2), (1, 2, 1), (8, 8, 4)])
+def test_the_engines_size_divides_gpus_and_heads(gpus: int, asked: int, fitting: int | None) -> None:
+    """An engine of qwen2.5-7b, 28 heads, cannot be split in 8, and 3 does not divide 4 GPUs."""
+    key = "rollout.tensor_model_parallel_size"
+    fixes = problem({key: asked, "trainer.n_gpus_per_node": gpus}).fixes
+
+    assert [change.new for change in fixes] == ([] if fitting is None else [fitting])
+
+
 def test_a_pinned_share_is_kept() -> None:
     """A pinned share is planned around, or refused; it is never written."""
     key = "rollout.gpu_memory_utilization"

@@ -85,7 +85,7 @@ def _batched_tokens(launch: Launch) -> Iterator[Knob]:
 def _parallel(launch: Launch) -> Iterator[Knob]:
     now, heads = launch.tensor_parallel, launch.model.num_attention_heads
     sizes = tuple(s for s in (2, 4, 8, 16) if s > now and launch.gpus_per_node % s == 0 and heads % s == 0)
-    faster = tuple(s for s in (1, 2, 4) if s < now and launch.world_size % s == 0)
+    faster = tuple(s for s in (1, 2, 4) if s < now and launch.world_size % s == 0 and heads % s == 0)
     if sizes or faster:
         why = "the engine's weights and cache are spread over more GPUs"
         yield _knob(launch, launch.key("tensor_model_parallel_size"), sizes, 40, why, fast=faster)
@@ -115,10 +115,11 @@ def fixes(launch: Launch, pinned: Collection[str]) -> tuple[Change, ...]:
 
 
 def _fitting_parallel(launch: Launch) -> Iterator[Change]:
-    size, world, key = launch.tensor_parallel, launch.world_size, launch.key("tensor_model_parallel_size")
-    if world % size:
-        fitting = max(s for s in range(1, min(size, world) + 1) if world % s == 0)
-        why = f"the engines' tensor parallel size must divide the {world} GPU{'s' * (world > 1)}"
+    size, world, heads = launch.tensor_parallel, launch.world_size, launch.model.num_attention_heads
+    if world % size or heads % size:
+        fitting = max(s for s in range(1, min(size, world) + 1) if world % s == 0 and heads % s == 0)
+        why = f"an engine's tensor parallel size must divide {world} GPU{'s' * (world > 1)} and {heads} attention heads"
+        key = launch.key("tensor_model_parallel_size")
         yield Change(key=key, old=value(launch.view, key), new=fitting, kind="neutral", why=why)
 
 
