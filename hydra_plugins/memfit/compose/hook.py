@@ -25,7 +25,7 @@ from hydra_plugins.memfit.compose import record
 from hydra_plugins.memfit.compose.handover import VARIABLE
 from hydra_plugins.memfit.compose.launch import Launch
 from hydra_plugins.memfit.compose.overrides import Order, read_order
-from hydra_plugins.memfit.compose.plain import plain
+from hydra_plugins.memfit.compose.plain import Composed, plain
 from hydra_plugins.memfit.compose.settings import is_strict
 from hydra_plugins.memfit.compose.write import NOT_OURS, write_plan
 from hydra_plugins.memfit.planning.problem import Plan
@@ -66,7 +66,7 @@ def fit(config: DictConfig) -> DictConfig:
         gone = ConfigError("the hardware group brought the section memfit, and something took it away or replaced it.")
         raise LaunchStopped.because(gone)
     node = plain(config.memfit, leave_out=frozenset({"unplanned"}))
-    composed = plain(config, leave_out=NOT_OURS)
+    composed = Composed.of(config, leave_out=NOT_OURS)
     try:
         order = read_order(_words(config), composed)
         launch = Launch(config=composed, node=node, order=order)

@@ -22,10 +22,11 @@ def write_plan(config: DictConfig, plan: Plan, pinned: Iterable[str], before: Ma
     value, so a knob that would move gets its old value in plain. Raises `MemfitError` when a value cannot be set.
     """
     wanted = {change.key: change.new for change in plan.changes}
-    for key, value in wanted.items():
-        _set(config, key, _typed(value, value_at(before, key)))
     still = {knob.key for knob in plan.problem.knobs}.union(pinned).difference(wanted)
-    held = {key: value_at(before, key) for key in still}
+    held = {key: value_at(before, key) for key in still}  # read before anything is written: ``before`` may be lazy
+    typed = {key: _typed(value, value_at(before, key)) for key, value in wanted.items()}
+    for key, value in typed.items():
+        _set(config, key, value)
     moved = {key: value for key, value in held.items() if value is not ABSENT and read(config, key) != value}
     for key, value in moved.items():
         _set(config, key, value)
