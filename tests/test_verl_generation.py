@@ -39,6 +39,12 @@ PIPELINE = "rollout.pipeline_model_parallel_size"
 SERVER_ROLLOUT = "actor_rollout_ref.rollout"
 
 
+@pytest.fixture(autouse=True)
+def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the hook notes in the environment ends with the test."""
+    monkeypatch.setenv(hook.REPORTED, "")
+
+
 def problem(
     values: Mapping[str, Any],
     *,
