@@ -25,7 +25,9 @@ def test_the_table_of_keys_is_the_frozen_list() -> None:
 
 def test_keys_that_decide_what_is_learned_are_not_writable() -> None:
     """Batches, samples, prompts, layouts, optimizer, KL and LoRA are no knobs, with or without permission."""
-    never = re.compile(r"batch_size|n_samples|train_dataset|backend|allocation|optimizer\.|kl_ctl|lora|temperature|minibatch")
+    never = re.compile(
+        r"batch_size|n_samples|train_dataset|backend|allocation|optimizer\.|kl_ctl|lora|temperature|minibatch"
+    )
 
     assert [key for key in WRITABLE_KEYS if never.search(key)] == []
 

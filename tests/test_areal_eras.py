@@ -50,6 +50,24 @@ def test_a_plan_writes_keys_that_the_release_has(version: str) -> None:
         assert schema.known(version, key)
 
 
+@pytest.mark.parametrize("goal", ["fit", "fast"])
+@pytest.mark.parametrize(("hardware", "gpus"), [("a40", 1), ("rtx4090", 2), ("h800", 8)])
+@pytest.mark.parametrize("era", ["0.4.1", "0.5.3", "1.0.4"])
+def test_a_plan_is_a_fixed_point(era: str, hardware: str, gpus: int, goal: str) -> None:
+    """The planned values, asked for, fit; under goal=fit they are not changed again, under goal=fast never made smaller."""
+    half = max(1, gpus // 2)
+    layout = {k: v.replace("d4", f"d{half}") if isinstance(v, str) else v for k, v in ERAS[era].items()}
+    values = grpo(**layout, cluster__n_gpus_per_node=gpus, actor__gradient_checkpointing=False, memfit__goal=goal)
+    _, answer, err = memfit("plan", hardware, values)
+    assert answer["fits"], err
+    _, again, err = memfit("plan", hardware, {**values, **planned(answer)})
+
+    assert again["fits"], err
+    assert again["changes"] == [] or goal == "fast"
+    tokens = "actor.mb_spec.max_tokens_per_mb"
+    assert planned(again).get(tokens, 1 << 30) >= planned(answer).get(tokens, 0)
+
+
 @pytest.mark.parametrize("key", sorted(WRITABLE_KEYS))
 def test_every_writable_key_exists_in_some_release(key: str) -> None:
     """The frozen list holds no key that AReaL never had."""
@@ -111,7 +129,11 @@ def test_layouts_are_read(text: str, server: int | None, trainer: int, colocated
     """Both spellings, one side or two, apart or on the same GPUs."""
     layout = allocation.mode(text)
 
-    assert (layout.server and layout.server.world, layout.trainer.world, layout.colocated) == (server, trainer, colocated)
+    assert (layout.server and layout.server.world, layout.trainer.world, layout.colocated) == (
+        server,
+        trainer,
+        colocated,
+    )
 
 
 @pytest.mark.parametrize(
@@ -204,7 +226,10 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         "actor.mb_spec.max_tokens_per_mb=2048",
     ),
     "a batch that the ranks do not divide": ({**BACKENDS, "train_dataset__batch_size": 10}, "batch_size=8"),
-    "a request longer than the server takes": ({**BACKENDS, "sglang__context_length": 1024}, "sglang.context_length=2048"),
+    "a request longer than the server takes": (
+        {**BACKENDS, "sglang__context_length": 1024},
+        "sglang.context_length=2048",
+    ),
     "no model": ({**BACKENDS, "actor__path": None}, "actor.path is not set"),
     "a text for a number": ({**BACKENDS, "gconfig__max_new_tokens": "many"}, "not a whole number"),
     "a share above one": ({**BACKENDS, "sglang__mem_fraction_static": 1.5}, "between 0.0 and 1.0"),
@@ -267,8 +292,15 @@ def test_of_config_needs_nothing_installed() -> None:
 
 def test_sections_that_the_config_lacks_are_never_written() -> None:
     """AReaL builds an engine for a section ``ref`` or ``critic``: none is offered a knob unless it stands there."""
-    config = {"actor": {"path": "Qwen/Qwen2.5-7B-Instruct", "mb_spec": {"max_tokens_per_mb": 8192}}, "experiment_name": "x"}
-    config |= {"rollout": {"backend": "sglang:d4"}, "gconfig": {"max_new_tokens": 1024}, "train_dataset": {"max_length": 1024}}
+    config = {
+        "actor": {"path": "Qwen/Qwen2.5-7B-Instruct", "mb_spec": {"max_tokens_per_mb": 8192}},
+        "experiment_name": "x",
+    }
+    config |= {
+        "rollout": {"backend": "sglang:d4"},
+        "gconfig": {"max_new_tokens": 1024},
+        "train_dataset": {"max_length": 1024},
+    }
     config["actor"]["backend"] = "fsdp:d4"  # type: ignore[index]
     from hydra_plugins.memfit.base.settings import Settings
     from hydra_plugins.memfit.hardware.resolve import resolve

@@ -50,7 +50,7 @@ rollout:
   trial_name: ${trial_name}
   max_concurrent_rollouts: 32
   consumer_batch_size: ${train_dataset.batch_size}
-sglang: {model_path: "${actor.path}", mem_fraction_static: 0.8}
+sglang: {model_path: "${actor.path}", random_seed: "${seed}", mem_fraction_static: 0.8}
 vllm: {model: "${actor.path}", gpu_memory_utilization: 0.8}
 """
 REFERENCE = """
@@ -70,14 +70,17 @@ config, _ = cli_args.load_expr_config(sys.argv[2:], getattr(cli_args, sys.argv[1
 print("CONFIG " + json.dumps(asdict(config), default=str, sort_keys=True))
 """
 FIELDS = """
-import json
+import dataclasses, json
 from areal.api import cli_args
-import dataclasses
-def walk(cls, prefix=""):
-    for field in dataclasses.fields(cls):
-        yield prefix + field.name
-for name in ("PPOActorConfig", "SGLangConfig", "vLLMConfig", "FSDPEngineConfig", "MicroBatchSpec"):
-    print(name, json.dumps(sorted(walk(getattr(cli_args, name)))))
+CLASSES = {
+    "actor": ("PPOActorConfig", "DPOEngineConfig", "TrainEngineConfig"),
+    "sglang": ("SGLangConfig",),
+    "vllm": ("vLLMConfig",),
+    "actor.fsdp": ("FSDPEngineConfig",),
+    "actor.mb_spec": ("MicroBatchSpec",),
+}
+fields = {k: sorted({f.name for n in v for f in dataclasses.fields(getattr(cli_args, n))}) for k, v in CLASSES.items()}
+print("FIELDS " + json.dumps(fields))
 """
 SMALL, LARGE = "Qwen/Qwen2.5-0.5B-Instruct", "Qwen/Qwen2.5-7B-Instruct"
 
@@ -96,7 +99,9 @@ def run(code: str, *argv: str, environ: Mapping[str, str] | None = None) -> subp
     """Run a program beside the installed AReaL."""
     variables = {key: value for key, value in os.environ.items() if not key.startswith("MEMFIT_")}
     variables |= {"PYTHONPATH": str(ROOT), **(environ or {})}
-    return subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True, timeout=300, env=variables)
+    return subprocess.run(
+        [sys.executable, "-c", code, *argv], capture_output=True, text=True, timeout=300, env=variables
+    )
 
 
 def load(path: Path, *words: str, kind: str = "GRPOConfig", environ: Mapping[str, str] | None = None) -> dict[str, Any]:
@@ -118,9 +123,7 @@ def differences(before: Any, after: Any, path: str = "") -> dict[str, Any]:
     return {} if (type(before), before) == (type(after), after) else {path: after}
 
 
-@pytest.mark.parametrize(
-    ("hardware", "environ"), [("a40", {}), ("h200", {}), ("auto", {"MEMFIT_HARDWARE": "a40"})]
-)
+@pytest.mark.parametrize(("hardware", "environ"), [("a40", {}), ("h200", {}), ("auto", {"MEMFIT_HARDWARE": "a40"})])
 def test_the_dataclass_carries_the_plan(tmp_path: Path, hardware: str, environ: dict[str, str]) -> None:
     """On one GPU the weights must go through files; only keys that memfit may write differ, with AReaL's own types."""
     from hydra_plugins.memfit.frameworks.areal.knobs import WRITABLE_KEYS
@@ -158,7 +161,7 @@ def test_a_reference_that_stands_in_the_config_is_planned(tmp_path: Path) -> Non
 
 def test_supervised_training_has_no_server(tmp_path: Path) -> None:
     """SFTConfig refuses keys of a rollout: nothing of a server is written."""
-    path = write(tmp_path, COMMON, gpus=2, model=LARGE, data="sft")
+    path = write(tmp_path, COMMON.replace("  kl_ctl: 0.0\n", ""), gpus=2, model=LARGE, data="sft")
     changed = differences(load(path, kind="SFTConfig"), load(path, "+hardware=h200", kind="SFTConfig"))
 
     assert all(key.startswith("actor.") for key in changed)
@@ -201,16 +204,7 @@ def test_the_embedded_schema_is_the_installed_one() -> None:
     """What is embedded as 1.0.4 has exactly the fields of the installed dataclasses."""
     done = run(FIELDS)
     assert done.returncode == 0, done.stderr
-    where = {
-        "PPOActorConfig": "actor",
-        "SGLangConfig": "sglang",
-        "vLLMConfig": "vllm",
-        "FSDPEngineConfig": "actor.fsdp",
-        "MicroBatchSpec": "actor.mb_spec",
-    }
-    for line in done.stdout.splitlines():
-        name, _, fields = line.partition(" ")
-        if name in where:
-            prefix = f"{where[name]}."
-            embedded = {key.removeprefix(prefix) for key in schema.keys("1.0.4") if key.startswith(prefix)}
-            assert {key for key in embedded if "." not in key} == set(json.loads(fields))
+    (line,) = (line for line in done.stdout.splitlines() if line.startswith("FIELDS "))
+    for section, installed in json.loads(line.removeprefix("FIELDS ")).items():
+        below = [key.removeprefix(f"{section}.") for key in schema.keys("1.0.4") if key.startswith(f"{section}.")]
+        assert sorted(key for key in below if "." not in key) == installed

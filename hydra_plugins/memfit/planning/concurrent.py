@@ -126,7 +126,8 @@ def pool(run: ConcurrentRun) -> engines.Pool:
     before = 0
     if run.placement != APART and not run.server_first:
         before = (_others(run, None, optimizer=False) + _placed_trainer(run)).total_bytes
-    return engines.pool(run.engine, capacity=run.capacity_bytes, trainer_at_launch=before)
+    others = run.held_bytes if run.engine.share_of == "free" else 0
+    return engines.pool(run.engine, capacity=run.capacity_bytes - others, trainer_at_launch=before)
 
 
 def _placed_trainer(run: ConcurrentRun) -> MemoryBreakdown:

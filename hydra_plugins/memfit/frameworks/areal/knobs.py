@@ -182,6 +182,8 @@ def _tokens(view: View, launch: Launch, section: str) -> Iterator[Knob]:
     cheap, tight = [s for s in ladder if s >= 4096], [s for s in ladder if s < 4096]
     why = "fewer tokens in a micro-batch; gradients are summed over more of them"
     requested = _composed(view, key)
+    if faster and now is not None:
+        cheap = [now, *cheap]
     if cheap or faster:
         yield Knob(key=key, requested=requested, candidates=tuple(cheap), cost=20, why=why, fast=faster)
     if tight:
