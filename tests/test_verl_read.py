@@ -305,3 +305,21 @@ def test_whatever_is_asked_a_plan_fits_by_keys_of_the_frozen_list(
     )
     again = make_plan(problem({**values, **written}, version=version, hardware=hardware, model=model))
     assert again.changes == ()
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"data.train_batch_size": 10**30},
+        {f"{ROLLOUT}.n": 10**11},
+        {"data.train_batch_size": 10**9, f"{ROLLOUT}.n": 10**9},
+        {f"{ACTOR}.use_dynamic_bsz": True, f"{ACTOR}.ppo_max_token_len_per_gpu": 10**9},
+    ],
+)
+def test_absurd_sizes_end_at_once(values: dict[str, Any]):
+    """A slip of many zeros is an error or a plan, never a hang."""
+    for version in ("0.6.1", "0.9.1"):
+        try:
+            make_plan(problem(values, version=version))
+        except (ConfigError, NoPlanFits) as error:
+            assert str(error)

@@ -7,6 +7,9 @@ from typing import Any
 
 from hydra_plugins.memfit.base.errors import ConfigError
 
+LARGEST = 10**9
+"""No count in a launch (sequences, tokens, GPUs) is larger; what is derived from it stays computable."""
+
 MISSING = object()
 """What `View.raw` returns for a key that the config does not have."""
 
@@ -67,6 +70,8 @@ class View:
             raise ConfigError(
                 f"{key}={value} is below {minimum}, the smallest valid value. Write e.g. {key}={minimum}."
             )
+        if value > LARGEST:
+            raise ConfigError(f"{key}={value} is above {LARGEST}, the largest value that memfit reads. Is it a slip?")
         return value
 
     def number(self, key: str, default: float, *, low: float, high: float) -> float:

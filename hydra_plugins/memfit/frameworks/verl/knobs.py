@@ -7,6 +7,7 @@ transfers over PCIe, more communication, recomputation, a slower engine. docs/ve
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import isqrt
 from dataclasses import replace
 
 from hydra_plugins.memfit.frameworks.verl import read as r
@@ -14,6 +15,9 @@ from hydra_plugins.memfit.frameworks.verl.read import ACTOR, FRACTION, MODEL, RE
 from hydra_plugins.memfit.frameworks.verl.tokens import Batch
 from hydra_plugins.memfit.frameworks.view import MISSING, View
 from hydra_plugins.memfit.planning.problem import SOLVE, Knob, Value
+
+_MOST_SEQUENCES = 64
+"""Whole sequences that a lowered soft budget holds at most: more in one micro-batch make no step faster."""
 
 CRITIC_BUDGET = "critic.ppo_infer_max_token_len_per_gpu"
 
@@ -187,7 +191,7 @@ def _batch_knobs(
     per_gpu, whole = f"{section}.{micro}_per_gpu", f"{section}.{micro}"
     uses_whole = view.optional_integer(per_gpu) is None and view.optional_integer(whole) is not None
     key, unit = (whole, _whole_over_local(view, whole, batch)) if uses_whole else (per_gpu, 1)
-    divisors = [d for d in range(batch.local_sequences, 0, -1) if batch.local_sequences % d == 0]
+    divisors = _divisors(batch.local_sequences)
     mini = view.optional_integer(f"{section}.ppo_mini_batch_size") if uses_whole and micro.startswith("ppo") else None
     if mini is not None:  # verl counts prompts here, not the sequences that they become
         divisors = [d for d in divisors if mini % (d * unit) == 0]
@@ -225,10 +229,16 @@ def _budget_knobs(view: View, key: str, batch: Batch, cost: int, why: str, defau
         yield Knob(key=key, requested=requested, candidates=tight, cost=cost + 6, why=why)
 
 
+def _divisors(number: int) -> list[int]:
+    """The divisors of ``number``, largest first."""
+    small = [d for d in range(1, isqrt(number) + 1) if number % d == 0]
+    return sorted({*small, *(number // d for d in small)}, reverse=True)
+
+
 def _steps(now: int, floor: int, batch: Batch) -> list[int]:
     """Budgets from ``now`` down to ``floor``; where the budget is soft, whole sequences only."""
     if not batch.hard_budget:
-        return [k * floor for k in range(now // floor, 0, -1)]
+        return [k * floor for k in range(min(now // floor, _MOST_SEQUENCES), 0, -1)]
     step = max(64, _rounded((now - floor) // 48, 64))
     return [*range(now - now % 64, floor, -step), floor]
 

@@ -8,7 +8,7 @@ from hydra_plugins.memfit.base.errors import ConfigError, NotModelled
 from hydra_plugins.memfit.base.settings import Settings
 from hydra_plugins.memfit.frameworks.verl.tokens import Batch
 from hydra_plugins.memfit.frameworks.verl.versions import Behaviour, engine_share, parse
-from hydra_plugins.memfit.frameworks.view import MISSING, View
+from hydra_plugins.memfit.frameworks.view import LARGEST, MISSING, View
 from hydra_plugins.memfit.memory.engine import Engine
 from hydra_plugins.memfit.memory.fsdp import Sharding
 from hydra_plugins.memfit.memory.head import Head
@@ -253,12 +253,21 @@ def prompts_per_step(view: View) -> int:
 
 def sequences_per_step(view: View) -> int:
     """Sequences of one training step: prompts times n."""
-    return prompts_per_step(view) * view.integer(f"{ROLLOUT}.n", 1)
+    return _sequences(view, prompts_per_step(view))
 
 
 def mini_sequences(view: View) -> int:
     """Sequences of one optimizer step."""
-    return view.integer(f"{ACTOR}.ppo_mini_batch_size", 256) * view.integer(f"{ROLLOUT}.n", 1)
+    return _sequences(view, view.integer(f"{ACTOR}.ppo_mini_batch_size", 256))
+
+
+def _sequences(view: View, prompts: int) -> int:
+    samples = view.integer(f"{ROLLOUT}.n", 1)
+    if prompts * samples > LARGEST:
+        raise ConfigError(
+            f"{prompts} prompts times {ROLLOUT}.n={samples} are more than {LARGEST} sequences. Is it a slip?"
+        )
+    return prompts * samples
 
 
 def _batch(
