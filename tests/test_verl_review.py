@@ -229,3 +229,10 @@ def test_a_companion_never_moves_a_pinned_key():
     assert changes(free)[policy] is True and changes(free)[f"{ACTOR}.strategy"] == "fsdp2"
     with pytest.raises(NoPlanFits):
         make_plan(problem(values, model="qwen2.5-32b", host_memory_bytes=2**41), pinned=[f"{ACTOR}.strategy"])
+
+
+@pytest.mark.parametrize("section", ["actor_rollout_ref.rollout", f"{ACTOR}.fsdp_config", "critic", "trainer"])
+def test_a_value_in_place_of_a_section_is_not_read_as_unset(section: str):
+    """Everything below would take a default that the launch does not have."""
+    with pytest.raises(ConfigError, match="replaces a whole section"):
+        estimate({section: -1})

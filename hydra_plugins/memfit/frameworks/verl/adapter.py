@@ -8,7 +8,13 @@ from typing import Any
 
 from hydra_plugins.memfit.base.errors import ConfigError, NotModelled
 from hydra_plugins.memfit.frameworks.verl import defaults, keys, knobs, read
-from hydra_plugins.memfit.frameworks.verl.checks import blockers, fixes, notes, unset_micro_batches
+from hydra_plugins.memfit.frameworks.verl.checks import (
+    blockers,
+    fixes,
+    notes,
+    refuse_values_for_sections,
+    unset_micro_batches,
+)
 from hydra_plugins.memfit.frameworks.verl.knobs import WRITABLE_KEYS
 from hydra_plugins.memfit.frameworks.verl.read import MODEL, Launch
 from hydra_plugins.memfit.frameworks.verl.versions import behaviour
@@ -60,6 +66,7 @@ class VerlAdapter:
     def problem(self, config: Mapping[str, Any], context: Context) -> Problem:
         """Read the resolved config of one launch."""
         view = View(config)
+        refuse_values_for_sections(view)
         launch = _launch(view, context)
         _refuse_unmodelled(view)
         needed = fixes(view, launch, pinned=context.pinned, explicit=context.explicit)

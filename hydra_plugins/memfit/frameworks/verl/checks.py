@@ -14,6 +14,7 @@ from hydra_plugins.memfit.frameworks.view import MISSING, View
 from hydra_plugins.memfit.planning.context import Context
 from hydra_plugins.memfit.planning.problem import Change, Value
 
+SECTIONS = ("actor_rollout_ref", ACTOR, MODEL, ROLLOUT, REF, "data", "trainer", "algorithm", "critic")
 DEFAULT_MINI_BATCH = 256
 """actor.ppo_mini_batch_size in verl's own yaml, every release."""
 ALLOCATOR_VARIABLES = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
@@ -22,6 +23,16 @@ EXPANDABLE_REFUSED = (0, 18)
 """Last vLLM that was read to assert against expandable segments beside its memory pool."""
 EXPANDABLE_TOLERATED = (0, 24)
 """First vLLM that was read to switch them off around the pool itself."""
+
+
+def refuse_values_for_sections(view: View) -> None:
+    """Raise `ConfigError` where a whole section was replaced by one value: everything in it would read as unset."""
+    for key in (*SECTIONS, f"{ACTOR}.fsdp_config", f"{REF}.fsdp_config", "critic.model", "critic.fsdp"):
+        value = view.raw(key)
+        if value is not MISSING and value is not None and not view.section(key):
+            raise ConfigError(
+                f"{key}={value!r} replaces a whole section of verl's config. Set a key inside it instead."
+            )
 
 
 def fixes(view: View, launch: Launch, *, pinned: Collection[str], explicit: Collection[str]) -> tuple[Change, ...]:

@@ -7,8 +7,8 @@ transfers over PCIe, more communication, recomputation, a slower engine. docs/ve
 from __future__ import annotations
 
 from collections.abc import Iterator
-from math import isqrt
 from dataclasses import replace
+from math import isqrt
 
 from hydra_plugins.memfit.frameworks.verl import read as r
 from hydra_plugins.memfit.frameworks.verl.read import ACTOR, FRACTION, MODEL, REF, ROLLOUT, TENSOR_PARALLEL, Launch
