@@ -76,14 +76,20 @@ def test_every_writable_key_exists_in_some_release(key: str) -> None:
 
 @pytest.mark.parametrize(
     ("asked", "found"),
-    [("0.3.0", "0.3.1"), ("0.3.2", "0.3.1"), ("0.3.3", "0.3.1"), ("0.4.0", "0.3.4"), ("0.5.0", "0.4.1")]
-    + [("0.5.4", "0.5.3"), ("1.0.1", "1.0.0"), ("v1.0.3", "1.0.3"), ("1.0.4.post1", "1.0.4")],
+    [
+        ("0.3.0", "0.3.1"),
+        ("0.3.2", "0.3.1"),
+        ("0.3.3", "0.3.1"),
+        ("0.4.0", "0.3.4"),
+        ("0.5.0", "0.4.1"),
+        ("0.5.4", "0.5.3"),
+        ("1.0.1", "1.0.0"),
+        ("v1.0.3", "1.0.3"),
+        ("1.0.4.post1", "1.0.4"),
+    ],
 )
 def test_a_release_between_two_known_ones_reads_as_the_older(asked: str, found: str) -> None:
     """Keys only ever appear: the older neighbour's keys exist in the release asked for."""
-    if asked == "0.3.0":
-        with pytest.raises(ConfigError, match="Known"):
-            versions.pick("0.2.9")
     assert versions.pick(asked) == found
 
 

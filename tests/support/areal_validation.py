@@ -40,6 +40,12 @@ the run needs, so it should lie below.
 | run | seen | predicted | |
 |---|---|---|---|
 """
+_ALL = """
+## All runs
+
+| run | hardware | known | confidence | memfit | phase | peak of budget |
+|---|---|---|---|---|---|---|
+"""
 
 
 def _verdict(answer: dict[str, Any]) -> str:
@@ -63,8 +69,7 @@ def page() -> str:
         text += f"| {known} | {' | '.join(str(counts[known, v]) for v in ('fits', 'oom', 'refused'))} |\n"
     text += _PROCESSES + "".join(_process_row(case, answer) for case, answer, _ in judged)
     text += _DEVICE + "".join(_device_row(case, answer) for case, answer, _ in judged)
-    text += "\n## All runs\n\n| run | hardware | known | confidence | memfit | phase | peak of budget |\n|---|---|---|---|---|---|---|\n"
-    return text + "".join(_row(case, answer, err) for case, answer, err in judged)
+    return text + _ALL + "".join(_row(case, answer, err) for case, answer, err in judged)
 
 
 def _process_row(case: dict[str, Any], answer: dict[str, Any]) -> str:
@@ -79,7 +84,8 @@ def _process_row(case: dict[str, Any], answer: dict[str, Any]) -> str:
         server = f"| {its:.2f} GiB | {predicted['engine']:.2f} GiB | {_off(predicted['engine'], its)} "
     else:
         server = f"| not reported | {predicted['engine']:.2f} GiB | "
-    return f"| {case['id']} {server}| {trainer:.2f} GiB | {predicted['trainer']:.2f} GiB | {_off(predicted['trainer'], trainer)} |\n"
+    its = f"{trainer:.2f} GiB | {predicted['trainer']:.2f} GiB | {_off(predicted['trainer'], trainer)}"
+    return f"| {case['id']} {server}| {its} |\n"
 
 
 def _device_row(case: dict[str, Any], answer: dict[str, Any]) -> str:

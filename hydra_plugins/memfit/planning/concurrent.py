@@ -27,7 +27,7 @@ from hydra_plugins.memfit.memory.overheads import (
 )
 from hydra_plugins.memfit.memory.states import sharded_bytes
 from hydra_plugins.memfit.memory.weight_sync import streamed_bytes, whole_tensor_bytes
-from hydra_plugins.memfit.planning.colocated import Role
+from hydra_plugins.memfit.planning.roles import Role
 
 APART, SHARED, TURNS = "apart", "shared", "turns"
 PLACEMENTS = (APART, SHARED, TURNS)

@@ -15,9 +15,9 @@ from hydra_plugins.memfit.memory.fsdp import Sharding
 from hydra_plugins.memfit.memory.head import SLICE_TOKENS, Head
 from hydra_plugins.memfit.memory.overheads import SGLANG_PREFILL_TOKENS
 from hydra_plugins.memfit.memory.states import lora_parameters
-from hydra_plugins.memfit.model.spec import ModelSpec
-from hydra_plugins.memfit.planning.colocated import Role
+from hydra_plugins.memfit.model.spec import ModelSpec, value_model
 from hydra_plugins.memfit.planning.concurrent import APART, SHARED, TURNS, ConcurrentRun
+from hydra_plugins.memfit.planning.roles import Role
 
 ROW_TOKENS = 256
 """A packed micro-batch is padded to a multiple of this (utils/data.py)."""
@@ -244,19 +244,7 @@ def _reference(view: View, launch: Launch) -> Role:
 
 
 def _critic(view: View, launch: Launch) -> Role:
-    return _role(view, launch, "critic", _value_model(launch.model))
-
-
-def _value_model(model: ModelSpec) -> ModelSpec:
-    """Return the same body with one output a token: lm_head is gone, the embedding stays."""
-    head = 0 if model.tie_word_embeddings else model.embedding_parameters
-    return replace(
-        model,
-        parameters=model.parameters - head + model.hidden_size,
-        root_parameters=model.root_parameters - head + model.hidden_size,
-        active_parameters=model.active_parameters - head + model.hidden_size,
-        tie_word_embeddings=True,
-    )
+    return _role(view, launch, "critic", value_model(launch.model))
 
 
 # -- the server -----------------------------------------------------------------------------------------------------
