@@ -1,13 +1,13 @@
 .PHONY: test quick lint test-all clean
 
 test:      ## what to run before a commit: style, types, and the quick tests (about a minute after the first time)
-	.ci/run lint quick
+	tests/tiers.sh lint quick
 
 quick:     ## the quick tests alone
-	.ci/run quick
+	tests/tiers.sh quick
 
 lint:      ## style and types alone
-	.ci/run lint
+	tests/tiers.sh lint
 
 test-all:  ## everything, with the real frameworks (an hour and several GB of downloads the first time)
 	.ci/run

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from support.trainer_validation import PAGE, comparisons, summary, table
 
 BOUNDS = {"median": 0.01, "p95": 0.04, "worst": 0.08}
@@ -10,7 +11,7 @@ BOUNDS = {"median": 0.01, "p95": 0.04, "worst": 0.08}
 
 @pytest.mark.parametrize("split", ["fit", "held_out"])
 def test_the_formulas_agree_with_the_traces(split: str):
-    """Median error at most 1 %, 95th percentile 4 %, worst 8 %, and never more than 2 % too low, also on rows not looked at."""
+    """Median error at most 1 %, 95th percentile 4 %, worst 8 %, and never more than 2 % too low, in either half."""
     found = summary(list(comparisons(split)))
 
     assert found["phases"] > 50

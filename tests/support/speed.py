@@ -26,7 +26,8 @@ LAUNCHES = {
     ),
     "671B MoE, 1024 x H200": (
         "h200", 8, 128, "deepseek-ai/DeepSeek-V3",
-        ("algorithm.adv_estimator=grpo", "actor_rollout_ref.rollout.tensor_model_parallel_size=8"),
+        ("algorithm.adv_estimator=grpo", "actor_rollout_ref.actor.ppo_mini_batch_size=1024",
+         "actor_rollout_ref.rollout.tensor_model_parallel_size=8"),
     ),
 }  # fmt: skip
 

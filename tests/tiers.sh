@@ -1,0 +1,82 @@
+#!/usr/bin/env bash
+# Runs the tiers of checks named on the command line, or all of them, each in an environment of its own below .envs/.
+# Needs Python 3.10 or newer, a C compiler and a package index; no GPU. Exit code: the number of tiers that failed.
+#
+#     tests/tiers.sh              everything (see TIERS)
+#     tests/tiers.sh lint quick   what `make test` runs
+#
+# A new tier is one line in TIERS: name | minutes at most | environment | command.
+set -uo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
+
+OTHERS="slow or matrix or verl or areal or tpu"
+TIERS=(
+  "lint   |  5 | quick | ruff check . && ruff format --check . && mypy"
+  "quick  |  5 | quick | python -m pytest -n 2 -m 'not ($OTHERS)'"
+  "slow   | 15 | quick | python -m pytest -n 2 -m 'slow and not (matrix or verl or areal or tpu)'"
+  "matrix | 15 | quick | python -m pytest -m matrix"
+  "verl   | 30 | verl  | python -m pytest -m verl"
+  "areal  | 15 | areal | python -m pytest -m areal"
+  "tpu    | 15 | tpu   | python -m pytest -m tpu"
+)
+
+# What each environment holds besides memfit and its test tools, one pip call a line.
+env_quick() { :; }
+env_verl() {
+  pip install -q torch==2.13.0
+  pip install -q verl==0.9.1 peft
+}
+env_areal() {
+  pip install -q torch==2.13.0 hydra-core==1.4.0.dev1 omegaconf==2.4.0.dev2 "transformers>=5.0.0,<=5.3.0" torchdata ray \
+    aiohttp aiofiles httpx flask uvloop orjson openai pillow numba einops lark colorlog tenacity \
+    swanlab==0.6.12 wandb tensorboardX trackio tabulate
+  pip install -q --no-deps areal==1.0.4
+}
+env_tpu() { pip install -q jax==0.8.2 libtpu==0.0.32; }
+
+environment() { # name: make it if its recipe changed, then enter it
+  local dir=".envs/$1" recipe
+  recipe="$(declare -f "env_$1"; cat pyproject.toml)"
+  if [ "$(cat "$dir/recipe" 2>/dev/null)" != "$recipe" ]; then
+    rm -rf "$dir"
+    "${PYTHON:-python3}" -m venv "$dir" || return 1
+  fi
+  # shellcheck disable=SC1091
+  source "$dir/bin/activate"
+  [ -f "$dir/recipe" ] && return 0
+  (set -e; "env_$1"; pip install -q -e ".[test,lint]") || return 1
+  printf '%s\n' "$recipe" > "$dir/recipe"
+}
+
+run_tier() { # minutes environment command
+  (
+    environment "$2" || { echo "the environment $2 could not be made"; exit 1; }
+    timeout --kill-after=30 "$1m" bash -c "$3"
+  )
+}
+
+field() { printf '%s' "$1" | cut -d'|' -f"$2" | sed 's/^ *//; s/ *$//'; }
+
+failed=0
+summary=()
+names=("$@")
+[ $# -eq 0 ] && for line in "${TIERS[@]}"; do names+=("$(field "$line" 1)"); done
+export PIP_DISABLE_PIP_VERSION_CHECK=1 MEMFIT_VERL_WHEELS="$PWD/.envs/wheels"
+mkdir -p .envs/logs
+for name in "${names[@]}"; do
+  tier=""
+  for line in "${TIERS[@]}"; do [ "$(field "$line" 1)" = "$name" ] && tier="$line"; done
+  if [ -z "$tier" ]; then
+    echo "unknown tier: $name" >&2
+    exit 2
+  fi
+  echo "== $name"
+  start=$SECONDS
+  run_tier "$(field "$tier" 2)" "$(field "$tier" 3)" "$(printf '%s' "$tier" | cut -d'|' -f4-)" 2>&1 | tee ".envs/logs/$name.log"
+  code=${PIPESTATUS[0]}
+  [ "$code" -eq 0 ] || failed=$((failed + 1))
+  verdict=$([ "$code" -eq 0 ] && echo ok || echo "FAILED ($code)")
+  summary+=("$(printf '%-7s %-13s %4ds  %s' "$name" "$verdict" $((SECONDS - start)) "$(grep -E '[0-9]+ (passed|failed|error|deselected)|Success:|no issues' ".envs/logs/$name.log" | tail -n 1)")")
+done
+printf '%s\n' "" "== summary" "${summary[@]}"
+exit "$failed"
