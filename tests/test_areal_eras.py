@@ -184,6 +184,15 @@ def test_too_few_gpus_are_shared(layout: dict[str, Any], gpus: int, shares: bool
     assert any("share GPUs" in warning for warning in answer["warnings"]) == shares
 
 
+def test_check_says_what_a_launch_needs_to_start() -> None:
+    """On a shared GPU NCCL would refuse, whatever fits: the verdict names the value that it was made with."""
+    values = grpo(**ERAS["0.5.3"], cluster__n_gpus_per_node=4, sglang__mem_fraction_static=0.3)
+    _, answer, err = memfit("check", "h800", values)
+
+    assert any(w.startswith("actor.weight_update_mode=disk is needed") for w in answer["warnings"]), err
+    assert planned(memfit("plan", "h800", values)[1])["actor.weight_update_mode"] == "disk"
+
+
 def test_a_server_started_after_the_trainer_takes_less() -> None:
     """SGLang's share is of what is free when it starts: up to 0.5 the launcher starts it first, the controller last."""
     engine = {}
@@ -292,7 +301,8 @@ def test_only_areal_configs_are_claimed(config: dict[str, Any], claimed: bool) -
 
 
 def test_of_config_needs_nothing_installed() -> None:
-    """A config without any layout is one of before 1.0.3, which began to require backends."""
+    """A config without any layout is one of before 1.0.3, which began to require backends; a bare backend is older."""
+    assert versions.of_config(View({"actor": {"path": "x", "backend": "fsdp"}})) == "0.3.4"
     assert versions.of_config(View({"actor": {"path": "x"}})) == versions.BEFORE_BACKENDS
 
 

@@ -94,7 +94,11 @@ class ArealAdapter:
             estimate=predict,
             composed=lambda key: None if view.composed(key) is MISSING else view.composed(key),
             fixes=needed,
-            warnings=(*context.hardware.warnings, *notes(view, launch, guessed=guessed)),
+            warnings=(
+                *context.hardware.warnings,
+                *(f"{c.key}={c.new} is needed, and counted with: {c.why}." for c in needed),
+                *notes(view, launch, guessed=guessed),
+            ),
             blockers=blockers(view, launch),
         )
 

@@ -80,7 +80,7 @@ def of_config(view: View) -> str:
         return "0.3.1"
     if view.has("rollout.backend") or view.has("actor.optimizer_dtype") or ":" in view.text("actor.backend", ""):
         return VERSIONS[-1]
-    if view.has("weight_update_mode"):
+    if view.has("weight_update_mode") or view.text("actor.backend", ""):  # a bare name: it was free text up to 0.4.0
         return "0.3.4"
     modern = ":" in view.text("allocation_mode", "")
     return "0.5.3" if modern else BEFORE_BACKENDS
