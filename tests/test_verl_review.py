@@ -236,3 +236,20 @@ def test_a_value_in_place_of_a_section_is_not_read_as_unset(section: str):
     """Everything below would take a default that the launch does not have."""
     with pytest.raises(ConfigError, match="replaces a whole section"):
         estimate({section: -1})
+
+
+@pytest.mark.parametrize(
+    ("version", "key"),
+    [("0.9.1", "critic.ppo_infer_max_token_len_per_gpu"), ("0.8.0", "critic.ppo_max_token_len_per_gpu")],
+)
+def test_the_critics_budget_holds_one_sequence(version: str, key: str):
+    """verl finds out in the first update that its default of 32768 is below the longest sequence."""
+    values = {
+        **DYNAMIC,
+        "algorithm.adv_estimator": "gae",
+        "critic.use_dynamic_bsz": True,
+        "data.max_prompt_length": 1024,
+        "data.max_response_length": 39936,
+    }
+    made = changes(make_plan(problem(values, version=version, hardware="b200")))
+    assert made[key] == 40960

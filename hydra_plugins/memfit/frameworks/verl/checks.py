@@ -111,6 +111,11 @@ def _budgets(view: View, launch: Launch) -> list[Change]:
     ]
     if view.flag(f"{ACTOR}.use_kl_loss", False) or view.flag("algorithm.use_kl_in_reward", False):
         passes.append((f"{REF}.log_prob_max_token_len_per_gpu", r.reference_batch(view, launch)))
+    if launch.critic_model is not None:
+        name = (
+            "ppo_infer_max_token_len_per_gpu" if launch.behaviour.critic_single_budget else "ppo_max_token_len_per_gpu"
+        )
+        passes.append((f"critic.{name}", r.critic_batch(view, launch)))
     changes = []
     for key, batch in passes:
         need = -(-batch.longest // batch.sequence_parallel)
