@@ -194,6 +194,11 @@ def notes(view: View, launch: Launch, context: Context) -> tuple[str, ...]:
             f"verl {launch.version} weights a token by the micro-batch that it lands in (loss_agg_mode=token-mean): "
             "other micro-batches change the gradient slightly, as another number of GPUs does."
         )
+    if launch.actor_model.vision_parameters:
+        lines.append(
+            f"{launch.actor_model.name} has a vision tower: its weights are counted, the activations of images are not. "
+            "Keep more room for them with memfit.margin=0.15."
+        )
     optimizer = view.text(f"{ACTOR}.optim.optimizer", "AdamW")
     if optimizer not in ("AdamW", "Adam"):
         lines.append(f"{ACTOR}.optim.optimizer={optimizer} is counted as AdamW: two moments in the parameters' dtype.")
