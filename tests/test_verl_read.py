@@ -34,6 +34,7 @@ def problem(
     hardware: str = "a100-80",
     model: str = "qwen2.5-7b",
     environ: dict[str, str] | None = None,
+    explicit: frozenset[str] | None = None,
     **options: Any,
 ) -> Problem:
     """Read verl's defaults of ``version`` with ``values`` set."""
@@ -46,7 +47,7 @@ def problem(
         resolve_model=load,
         model=load(model),
         environ=environ or {},
-        explicit=frozenset(values),
+        explicit=frozenset(values) if explicit is None else explicit,
     )
     return VerlAdapter().problem(plain(config), context)
 
@@ -323,3 +324,40 @@ def test_absurd_sizes_end_at_once(values: dict[str, Any]):
             make_plan(problem(values, version=version))
         except (ConfigError, NoPlanFits) as error:
             assert str(error)
+
+
+def test_a_fused_head_and_fsdp2_are_never_planned_together_on_an_untied_model():
+    """verl 0.9.1's fused head reads an lm_head that FSDP2 shards by itself: such a launch is refused, and never planned."""
+    both = {f"{MODEL}.use_fused_kernels": True, f"{ACTOR}.strategy": "fsdp2", f"{ACTOR}.use_dynamic_bsz": True}
+    assert not estimate(both).fits
+    assert estimate(both, model="qwen2.5-3b").fits
+    tight = {"trainer.n_gpus_per_node": 1, f"{ACTOR}.use_dynamic_bsz": True, "data.max_response_length": 4096}
+    plan = make_plan(problem(tight, hardware="rtx4090"))
+    written = {change.key: change.new for change in plan.changes}
+    assert written[f"{ACTOR}.strategy"] == "fsdp2" and f"{MODEL}.use_fused_kernels" not in written
+
+
+def test_a_critic_named_in_yaml_is_the_users_own():
+    """verl's placeholder stands for the actor's shape; any other path counts, written on the command line or not."""
+    gae = {"algorithm.adv_estimator": "gae"}
+    same = estimate(gae).phase("update_critic")
+    named = {**gae, "critic.model.path": "qwen2.5-0.5b"}
+    own = estimate(named, explicit=frozenset()).phase("update_critic")
+    assert own.components.optimizer_states < 0.6 * same.components.optimizer_states  # the actor's 7B is in both
+
+
+def test_a_card_without_flash_attention_counts_the_fallback():
+    """Before Ampere verl falls back to a log-softmax that is saved row by row; the plan says that it cannot know the rest."""
+    values = {f"{ACTOR}.use_dynamic_bsz": True, f"{MODEL}.use_remove_padding": True}
+    old, new = (problem(values, hardware=card, model="qwen2.5-0.5b") for card in ("v100-32", "a100-40"))
+    logits_of = [check(p).estimate.phase("update_actor").components.logits for p in (old, new)]
+    assert logits_of[0] == 3 * logits_of[1]
+    assert any("flash-attn" in warning for warning in old.warnings)
+
+
+def test_a_critic_too_large_for_its_update_moves_to_the_host():
+    """PPO with a critic on two small cards: the critic's optimizer steps on the host, as the actor's does."""
+    values = {"algorithm.adv_estimator": "gae", "trainer.n_gpus_per_node": 2}
+    plan = make_plan(problem(values, hardware="rtx4090", model="qwen2.5-3b"))
+    written = {change.key: change.new for change in plan.changes}
+    assert written["critic.fsdp.offload_policy"] is True and written["critic.strategy"] == "fsdp2"

@@ -10,7 +10,9 @@ from hydra_plugins.memfit.base.errors import ConfigError, NotModelled
 from hydra_plugins.memfit.frameworks.verl import defaults, keys, knobs, read
 from hydra_plugins.memfit.frameworks.verl.checks import (
     blockers,
+    broken_heads,
     fixes,
+    has_flash_attention,
     notes,
     refuse_values_for_sections,
     unset_micro_batches,
@@ -26,6 +28,9 @@ from hydra_plugins.memfit.planning.context import Context
 from hydra_plugins.memfit.planning.problem import Problem
 
 __all__ = ["WRITABLE_KEYS", "VerlAdapter"]
+
+CRITIC_PLACEHOLDER = "~/models/deepseek-llm-7b-chat"
+"""critic.model.path in verl's own yaml, every release."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,11 @@ class VerlAdapter:
             if asked not in known:
                 turned = view.with_values({**forced, **values})
                 prediction = estimate(read.read(turned, launch))
-                known[asked] = replace(prediction, notes=unset_micro_batches(turned, launch))
+                known[asked] = replace(
+                    prediction,
+                    notes=unset_micro_batches(turned, launch),
+                    shortfalls=(*prediction.shortfalls, *broken_heads(turned, launch)),
+                )
             return known[asked]
 
         return Problem(
@@ -127,7 +136,8 @@ def _launch(view: View, context: Context) -> Launch:
         host_budget_bytes=host,
         gpus_per_node=gpus,
         nodes=nodes,
-        flash_cross_entropy=context.environ.get("VERL_DISABLE_FLASH_ATTN_CE", "0") != "1",
+        flash_cross_entropy=has_flash_attention(hardware)
+        and context.environ.get("VERL_DISABLE_FLASH_ATTN_CE", "0") != "1",
     )
 
 
@@ -155,9 +165,9 @@ def _model(view: View, context: Context, key: str, given: ModelSpec | None) -> M
 
 
 def _critic_model(view: View, context: Context, actor: ModelSpec) -> ModelSpec:
-    """The critic's own path; verl's placeholder, or one the user never wrote, stands for the actor's architecture."""
+    """The critic's own path; verl's placeholder stands for the actor's architecture, unless the user wrote it."""
     key = "critic.model.path"
-    if key not in context.explicit and key not in context.pinned:
+    if key not in context.explicit and view.composed(key) in (MISSING, None, CRITIC_PLACEHOLDER):
         return actor
     return _model(view, context, key, None)
 

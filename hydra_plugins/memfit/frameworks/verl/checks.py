@@ -11,6 +11,8 @@ from hydra_plugins.memfit.frameworks.verl.read import ACTOR, MODEL, REF, ROLLOUT
 from hydra_plugins.memfit.frameworks.verl.tokens import Batch
 from hydra_plugins.memfit.frameworks.verl.versions import parse
 from hydra_plugins.memfit.frameworks.view import MISSING, View
+from hydra_plugins.memfit.hardware.spec import Hardware
+from hydra_plugins.memfit.memory.breakdown import Shortfall
 from hydra_plugins.memfit.planning.context import Context
 from hydra_plugins.memfit.planning.problem import Change, Value
 
@@ -199,10 +201,41 @@ def notes(view: View, launch: Launch, context: Context) -> tuple[str, ...]:
             f"{launch.actor_model.name} has a vision tower: its weights are counted, the activations of images are not. "
             "Keep more room for them with memfit.margin=0.15."
         )
+    if not has_flash_attention(context.hardware):
+        lines.append(
+            f"{context.hardware.product} has neither bf16 nor flash-attn, which verl uses unless told otherwise: the "
+            "prediction is for its fallbacks in size, and says nothing about whether they run."
+        )
+    limit, length = launch.actor_model.max_position_embeddings, r.max_length(view)
+    if length > limit:
+        lines.append(
+            f"prompt and response together are {length} tokens, the model's max_position_embeddings is {limit}: verl refuses "
+            f"that unless {MODEL}.override_config raises it."
+        )
     optimizer = view.text(f"{ACTOR}.optim.optimizer", "AdamW")
     if optimizer not in ("AdamW", "Adam"):
         lines.append(f"{ACTOR}.optim.optimizer={optimizer} is counted as AdamW: two moments in the parameters' dtype.")
     return tuple(lines)
+
+
+def has_flash_attention(hardware: Hardware) -> bool:
+    """Whether flash-attn runs on the card: Ampere (compute capability 8.0) and later, or not known to be older."""
+    capability = hardware.compute_capability
+    return capability is None or parse(capability) >= (8,)
+
+
+def broken_heads(view: View, launch: Launch) -> tuple[Shortfall, ...]:
+    """Return the combination in which verl's engine cannot read lm_head: a fused head over FSDP2's own unit of it."""
+    fused = view.flag(f"{MODEL}.use_fused_kernels", False)
+    if launch.behaviour.legacy_workers or not fused or launch.actor_model.tie_word_embeddings:
+        return ()
+    if view.text(f"{ACTOR}.strategy", "fsdp") != "fsdp2":
+        return ()
+    why = (
+        f"{MODEL}.use_fused_kernels=true reads lm_head outside the unit that {ACTOR}.strategy=fsdp2 shards it in "
+        "(mixed torch.Tensor and DTensor): take one of the two"
+    )
+    return (Shortfall(phase="old_log_prob", num_bytes=1, why=why),)
 
 
 def unset_micro_batches(view: View, launch: Launch) -> tuple[str, ...]:

@@ -60,13 +60,16 @@ WRITABLE_KEYS = frozenset(
         "critic.forward_max_token_len_per_gpu",
         "critic.forward_micro_batch_size",
         "critic.forward_micro_batch_size_per_gpu",
+        "critic.fsdp.offload_policy",
         "critic.fsdp.optimizer_offload",
         "critic.fsdp.param_offload",
         "critic.model.enable_gradient_checkpointing",
+        "critic.model.fsdp_config.offload_policy",
         "critic.model.fsdp_config.optimizer_offload",
         "critic.model.fsdp_config.param_offload",
         CRITIC_BUDGET,
         "critic.ppo_max_token_len_per_gpu",
+        "critic.strategy",
         "critic.ppo_micro_batch_size",
         "critic.ppo_micro_batch_size_per_gpu",
         "data.max_response_length",
@@ -319,6 +322,9 @@ def _memory_for_compute(view: View, launch: Launch) -> Iterator[Knob]:
         why = "log-probabilities in chunks, without the matrix of all logits"
         yield from _saver(view, f"{MODEL}.use_fused_kernels", cost=52, why=why)
     yield from _host_policy(view)
+    if launch.critic_model is not None:
+        section = launch.behaviour.critic_fsdp
+        yield from _policy(view, f"{section}.offload_policy", ["critic.strategy"], "the critic's", cost=61)
 
 
 def _ulysses(view: View, launch: Launch) -> Iterator[Knob]:
@@ -375,12 +381,18 @@ def _host_policy(view: View) -> Iterator[Knob]:
     if not view.has(key) or view.flag(key, False) or view.integer(f"{MODEL}.lora_rank", 0, minimum=0):
         return
     strategies = [f"{ACTOR}.strategy", *([f"{REF}.strategy"] if _uses_reference(view) else [])]
+    yield from _policy(view, key, strategies, "the actor's", cost=60)
+
+
+def _policy(view: View, key: str, strategies: list[str], whose: str, *, cost: int) -> Iterator[Knob]:
+    if not view.has(key) or view.flag(key, False):
+        return
     yield Knob(
         key=key,
         requested=_composed(view, key),
         candidates=(True,),
-        cost=60,
-        why="parameters, gradients and optimizer live on the host, and the optimizer step runs there",
+        cost=cost,
+        why=f"{whose} parameters, gradients and optimizer live on the host, and the optimizer step runs there",
         companions=lambda value: dict.fromkeys(strategies, "fsdp2") if value else {},
     )
 
