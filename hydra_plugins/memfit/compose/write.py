@@ -27,10 +27,23 @@ def write_plan(config: DictConfig, plan: Plan, pinned: Iterable[str], before: Ma
     typed = {key: _typed(value, value_at(before, key)) for key, value in wanted.items()}
     for key, value in typed.items():
         _set(config, key, value)
-    moved = {key: value for key, value in held.items() if value is not ABSENT and read(config, key) != value}
+    following = {key: value for key, value in held.items() if value is not ABSENT and _follows(config, key)}
+    moved = {key: value for key, value in following.items() if read(config, key) != value}
     for key, value in moved.items():
         _set(config, key, value)
-    _verify(config, {**(held if moved else {}), **wanted})
+    _verify(config, {**(following if moved else {}), **wanted})
+
+
+def _follows(config: DictConfig, key: str) -> bool:
+    """Whether ``key``, or a section that it is in, is an interpolation: nothing else can move with another key."""
+    node: Any = config
+    for part in key.split("."):
+        if not isinstance(node, DictConfig) or part not in node:
+            return True  # a list or a section that cannot be walked: let `read` decide
+        if OmegaConf.is_interpolation(node, part):
+            return True
+        node = node[part] if not OmegaConf.is_missing(node, part) else None
+    return False
 
 
 def _verify(config: DictConfig, expected: Mapping[str, Any]) -> None:
