@@ -60,6 +60,8 @@ def fit(config: DictConfig) -> DictConfig:
     Raises `LaunchStopped`, after the reason has been printed, when the launch cannot fit or cannot be judged and
     ``memfit.strict`` is true; otherwise the reason is a warning and the config stays as it was composed.
     """
+    if "overrides" not in config.hydra:  # OmegaConf looks into our own file while Hydra merges it: no launch yet
+        return DictConfig({})
     with read_write(config), open_dict(config):
         config.hydra.runtime.choices = {}
     if not isinstance(config.get("memfit"), DictConfig):
