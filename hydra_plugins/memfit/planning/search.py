@@ -202,7 +202,7 @@ def _plan(problem: Problem, requested: Estimate, search: _Search, pins: frozense
         problem=problem,
         requested=requested,
         estimate=search.estimate,
-        changes=(*problem.fixes, *_changes(problem, search.values)),
+        changes=tuple({c.key: c for c in (*problem.fixes, *_changes(problem, search.values))}.values()),
         pinned=tuple(sorted(pins)),
         rejected=tuple(dict.fromkeys(search.rejected)),
         warnings=(*problem.warnings, *problem.blockers, *search.estimate.notes),

@@ -46,6 +46,7 @@ def fixes(view: View, launch: Launch, *, pinned: Collection[str], explicit: Coll
         *_tensor_parallel(view, launch),
         *_mini_batch(view, explicit),
         *_budgets(view, launch),
+        *_global_micro_batches(view, launch),
         *_in_process_engine(view, launch),
     ]
     for change in changes:
@@ -114,16 +115,38 @@ def _budgets(view: View, launch: Launch) -> list[Change]:
     if view.flag(f"{ACTOR}.use_kl_loss", False) or view.flag("algorithm.use_kl_in_reward", False):
         passes.append((f"{REF}.log_prob_max_token_len_per_gpu", r.reference_batch(view, launch)))
     if launch.critic_model is not None:
-        name = (
-            "ppo_infer_max_token_len_per_gpu" if launch.behaviour.critic_single_budget else "ppo_max_token_len_per_gpu"
-        )
+        single = launch.behaviour.critic_single_budget
+        name = "ppo_infer_max_token_len_per_gpu" if single else "ppo_max_token_len_per_gpu"
         passes.append((f"critic.{name}", r.critic_batch(view, launch)))
+        if not single:
+            passes.append((launch.behaviour.critic_forward_budget, r.critic_forward_batch(view, launch)))
     changes = []
     for key, batch in passes:
         need = -(-batch.longest // batch.sequence_parallel)
         if batch.dynamic and batch.budget < need:
             why = f"one sequence of {batch.longest} tokens must fit into a micro-batch"
             changes.append(Change(key=key, old=_composed(view, key), new=need, kind="neutral", why=why))
+    return changes
+
+
+def _global_micro_batches(view: View, launch: Launch) -> list[Change]:
+    """The engine classes insist on the per-GPU keys; the deprecated global ones pass verl's validation and die later."""
+    if launch.behaviour.legacy_workers:
+        return []
+    batches = {
+        f"{ACTOR}.ppo_micro_batch_size": r.actor_batch(view, launch),
+        f"{ROLLOUT}.log_prob_micro_batch_size": r.rollout_log_prob_batch(view, launch),
+        f"{REF}.log_prob_micro_batch_size": r.reference_batch(view, launch),
+    }
+    changes = []
+    for key, batch in batches.items():
+        whole = view.optional_integer(key)
+        if batch.dynamic or whole is None or view.optional_integer(f"{key}_per_gpu") is not None:
+            continue
+        why = f"verl's workers read {key}_per_gpu alone; {whole} over all GPUs is the same"
+        changes.append(Change(key=f"{key}_per_gpu", old=None, new=batch.micro_batch, kind="neutral", why=why))
+        why = f"verl refuses both keys at once, see {key}_per_gpu"
+        changes.append(Change(key=key, old=whole, new=None, kind="neutral", why=why))
     return changes
 
 

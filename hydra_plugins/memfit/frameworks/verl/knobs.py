@@ -179,9 +179,8 @@ def _critic_budgets(view: View, launch: Launch) -> Iterator[Knob]:
         return
     yield from _batch_knobs(view, "critic", "ppo_max_token_len_per_gpu", "ppo_micro_batch_size", update, 23, why)
     forward = r.critic_forward_batch(view, launch)
-    yield from _batch_knobs(
-        view, "critic", "forward_max_token_len_per_gpu", "forward_micro_batch_size", forward, 23, why
-    )
+    budget = launch.behaviour.critic_forward_budget.removeprefix("critic.")
+    yield from _batch_knobs(view, "critic", budget, "forward_micro_batch_size", forward, 23, why)
 
 
 def _batch_knobs(

@@ -349,7 +349,8 @@ def critic_batch(view: View, launch: Launch) -> Batch:
     return _batch(
         view,
         launch,
-        dynamic=single or view.flag("critic.use_dynamic_bsz", view.flag(f"{ACTOR}.use_dynamic_bsz", False)),
+        dynamic=launch.behaviour.critic_always_dynamic
+        or view.flag("critic.use_dynamic_bsz", view.flag(f"{ACTOR}.use_dynamic_bsz", False)),
         budget=view.integer(key, 32768),
         micro_key="critic.ppo_micro_batch_size",
         sequences=_normalised(mini * view.integer(f"{ROLLOUT}.n", 1), launch, critic_sequence_parallel(view, launch)),
@@ -361,12 +362,8 @@ def critic_batch(view: View, launch: Launch) -> Batch:
 def critic_forward_batch(view: View, launch: Launch) -> Batch:
     """Return the micro-batches of the values."""
     update = critic_batch(view, launch)
-    if launch.behaviour.critic_single_budget:
-        budget = update.budget
-    else:
-        budget = view.integer(
-            view.first("critic.forward_max_token_len_per_gpu", "critic.ppo_infer_max_token_len_per_gpu"), update.budget
-        )
+    own = view.integer(launch.behaviour.critic_forward_budget, 32768)
+    budget = update.budget if launch.behaviour.critic_single_budget else own
     return _batch(
         view,
         launch,
