@@ -18,7 +18,7 @@ from hydra_plugins.memfit.frameworks.verl.checks import (
     unset_micro_batches,
 )
 from hydra_plugins.memfit.frameworks.verl.knobs import WRITABLE_KEYS
-from hydra_plugins.memfit.frameworks.verl.read import MODEL, Launch
+from hydra_plugins.memfit.frameworks.verl.launch import MODEL, Launch
 from hydra_plugins.memfit.frameworks.verl.versions import behaviour
 from hydra_plugins.memfit.frameworks.view import MISSING, View
 from hydra_plugins.memfit.memory.breakdown import Estimate

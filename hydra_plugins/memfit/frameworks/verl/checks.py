@@ -6,8 +6,9 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from hydra_plugins.memfit.base.errors import ConfigError
+from hydra_plugins.memfit.frameworks.verl import batches
 from hydra_plugins.memfit.frameworks.verl import read as r
-from hydra_plugins.memfit.frameworks.verl.read import ACTOR, MODEL, REF, ROLLOUT, TENSOR_PARALLEL, Launch
+from hydra_plugins.memfit.frameworks.verl.launch import ACTOR, MODEL, REF, ROLLOUT, TENSOR_PARALLEL, Launch
 from hydra_plugins.memfit.frameworks.verl.tokens import Batch
 from hydra_plugins.memfit.frameworks.verl.versions import parse
 from hydra_plugins.memfit.frameworks.view import MISSING, View
@@ -95,7 +96,7 @@ def _in_process_engine(view: View, launch: Launch) -> list[Change]:
 
 def _mini_batch(view: View, explicit: Collection[str]) -> list[Change]:
     """verl refuses a mini-batch above the batch; its own default of 256 is lowered, a value that the user wrote is not."""
-    key, batch = f"{ACTOR}.ppo_mini_batch_size", r.prompts_per_step(view)
+    key, batch = f"{ACTOR}.ppo_mini_batch_size", batches.prompts_per_step(view)
     size = view.integer(key, 256)
     if size <= batch or view.flag(f"{ACTOR}.use_dynamic_bsz", False):
         return []
@@ -109,17 +110,17 @@ def _mini_batch(view: View, explicit: Collection[str]) -> list[Change]:
 
 def _budgets(view: View, launch: Launch) -> list[Change]:
     passes: list[tuple[str, Batch]] = [
-        (f"{ACTOR}.ppo_max_token_len_per_gpu", r.actor_batch(view, launch)),
-        (f"{ROLLOUT}.log_prob_max_token_len_per_gpu", r.rollout_log_prob_batch(view, launch)),
+        (f"{ACTOR}.ppo_max_token_len_per_gpu", batches.actor_batch(view, launch)),
+        (f"{ROLLOUT}.log_prob_max_token_len_per_gpu", batches.rollout_log_prob_batch(view, launch)),
     ]
     if view.flag(f"{ACTOR}.use_kl_loss", False) or view.flag("algorithm.use_kl_in_reward", False):
-        passes.append((f"{REF}.log_prob_max_token_len_per_gpu", r.reference_batch(view, launch)))
+        passes.append((f"{REF}.log_prob_max_token_len_per_gpu", batches.reference_batch(view, launch)))
     if launch.critic_model is not None:
         single = launch.behaviour.critic_single_budget
         name = "ppo_infer_max_token_len_per_gpu" if single else "ppo_max_token_len_per_gpu"
-        passes.append((f"critic.{name}", r.critic_batch(view, launch)))
+        passes.append((f"critic.{name}", batches.critic_batch(view, launch)))
         if not single:
-            passes.append((launch.behaviour.critic_forward_budget, r.critic_forward_batch(view, launch)))
+            passes.append((launch.behaviour.critic_forward_budget, batches.critic_forward_batch(view, launch)))
     changes = []
     for key, batch in passes:
         need = -(-batch.longest // batch.sequence_parallel)
@@ -133,13 +134,13 @@ def _global_micro_batches(view: View, launch: Launch) -> list[Change]:
     """The engine classes insist on the per-GPU keys; the deprecated global ones pass verl's validation and die later."""
     if launch.behaviour.legacy_workers:
         return []
-    batches = {
-        f"{ACTOR}.ppo_micro_batch_size": r.actor_batch(view, launch),
-        f"{ROLLOUT}.log_prob_micro_batch_size": r.rollout_log_prob_batch(view, launch),
-        f"{REF}.log_prob_micro_batch_size": r.reference_batch(view, launch),
+    passes = {
+        f"{ACTOR}.ppo_micro_batch_size": batches.actor_batch(view, launch),
+        f"{ROLLOUT}.log_prob_micro_batch_size": batches.rollout_log_prob_batch(view, launch),
+        f"{REF}.log_prob_micro_batch_size": batches.reference_batch(view, launch),
     }
     changes = []
-    for key, batch in batches.items():
+    for key, batch in passes.items():
         whole = view.optional_integer(key)
         if batch.dynamic or whole is None or view.optional_integer(f"{key}_per_gpu") is not None:
             continue
@@ -156,7 +157,7 @@ def blockers(view: View, launch: Launch, context: Context) -> tuple[str, ...]:
     message = _expandable_segments(view, launch, context)
     if message and parse(launch.engine_version) <= (*EXPANDABLE_REFUSED, 10**6):
         found.append(message)
-    strategies = r.sequence_parallel(view)
+    strategies = batches.sequence_parallel(view)
     if strategies > 1 and not view.flag(f"{MODEL}.use_remove_padding", False):
         found.append(
             f"{ACTOR}.ulysses_sequence_parallel_size={strategies} needs {MODEL}.use_remove_padding=true: verl refuses "
@@ -170,8 +171,8 @@ def _indivisible(view: View, launch: Launch) -> list[str]:
     if view.text(f"{ACTOR}.strategy", "fsdp") not in r.FSDP_STRATEGIES:
         return []
     found, n = [], view.integer(f"{ROLLOUT}.n", 1)
-    prompts, mini = r.prompts_per_step(view), view.integer(f"{ACTOR}.ppo_mini_batch_size", 256)
-    world, ranks = launch.world_size, max(1, launch.world_size // r.sequence_parallel(view))
+    prompts, mini = batches.prompts_per_step(view), view.integer(f"{ACTOR}.ppo_mini_batch_size", 256)
+    world, ranks = launch.world_size, max(1, launch.world_size // batches.sequence_parallel(view))
     static = not view.flag(f"{ACTOR}.use_dynamic_bsz", False) or parse(launch.version) < (0, 5)
     if static and prompts * n % world:
         found.append(
@@ -229,7 +230,7 @@ def notes(view: View, launch: Launch, context: Context) -> tuple[str, ...]:
             f"{context.hardware.product} has neither bf16 nor flash-attn, which verl uses unless told otherwise: the "
             "prediction is for its fallbacks in size, and says nothing about whether they run."
         )
-    limit, length = launch.actor_model.max_position_embeddings, r.max_length(view)
+    limit, length = launch.actor_model.max_position_embeddings, batches.max_length(view)
     if length > limit:
         lines.append(
             f"prompt and response together are {length} tokens, the model's max_position_embeddings is {limit}: verl refuses "
@@ -263,13 +264,13 @@ def broken_heads(view: View, launch: Launch) -> tuple[Shortfall, ...]:
 
 def unset_micro_batches(view: View, launch: Launch) -> tuple[str, ...]:
     """Return what a prediction assumes for micro-batches that are not set, where verl would refuse the launch."""
-    batches = {
-        f"{ACTOR}.ppo_micro_batch_size_per_gpu": r.actor_batch(view, launch),
-        f"{ROLLOUT}.log_prob_micro_batch_size_per_gpu": r.rollout_log_prob_batch(view, launch),
+    passes = {
+        f"{ACTOR}.ppo_micro_batch_size_per_gpu": batches.actor_batch(view, launch),
+        f"{ROLLOUT}.log_prob_micro_batch_size_per_gpu": batches.rollout_log_prob_batch(view, launch),
     }
     return tuple(
         f"{key} is unset without use_dynamic_bsz: verl refuses that; a prediction for it takes the whole batch of one GPU, "
         f"{batch.local_sequences} sequences, at once."
-        for key, batch in batches.items()
+        for key, batch in passes.items()
         if not batch.dynamic and batch.micro_batch is None
     )

@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 from math import isqrt
 
+from hydra_plugins.memfit.frameworks.verl import batches
 from hydra_plugins.memfit.frameworks.verl import read as r
-from hydra_plugins.memfit.frameworks.verl.read import ACTOR, FRACTION, MODEL, REF, ROLLOUT, TENSOR_PARALLEL, Launch
+from hydra_plugins.memfit.frameworks.verl.launch import ACTOR, FRACTION, MODEL, REF, ROLLOUT, TENSOR_PARALLEL, Launch
 from hydra_plugins.memfit.frameworks.verl.tokens import Batch
 from hydra_plugins.memfit.frameworks.view import MISSING, View
 from hydra_plugins.memfit.planning.problem import SOLVE, Knob, Value
@@ -115,7 +116,7 @@ def _free(view: View, launch: Launch) -> Iterator[Knob]:
                 why = "the same sharding, and verl frees the gathered embedding after log-probabilities"
                 yield Knob(key=key, requested=_composed(view, key), candidates=(launch.world_size,), cost=10, why=why)
     if view.optional_integer(f"{ROLLOUT}.max_model_len") is None and _single_turn(view):
-        key, need = f"{ROLLOUT}.max_model_len", r.max_length(view)
+        key, need = f"{ROLLOUT}.max_model_len", batches.max_length(view)
         if need < r.max_model_len(view, launch):
             why = "prompt + response; unset, the engine reserves the model's longest context"
             yield Knob(key=key, requested=None, candidates=(need,), cost=12, why=why)
@@ -151,16 +152,16 @@ def _bucket(view: View, launch: Launch) -> Iterator[Knob]:
 # -- micro-batches --------------------------------------------------------------------------------------------------
 def _budgets(view: View, launch: Launch) -> Iterator[Knob]:
     forward = "fewer tokens in a micro-batch of the log-probabilities"
-    rollout = r.rollout_log_prob_batch(view, launch)
+    rollout = batches.rollout_log_prob_batch(view, launch)
     yield from _batch_knobs(
         view, ROLLOUT, "log_prob_max_token_len_per_gpu", "log_prob_micro_batch_size", rollout, 20, forward
     )
     if _uses_reference(view) and view.section(REF):
-        batch = r.reference_batch(view, launch)
+        batch = batches.reference_batch(view, launch)
         yield from _batch_knobs(
             view, REF, "log_prob_max_token_len_per_gpu", "log_prob_micro_batch_size", batch, 21, forward
         )
-    actor = r.actor_batch(view, launch)
+    actor = batches.actor_batch(view, launch)
     update = "fewer tokens in a micro-batch of the update; gradients are accumulated over more of them"
     yield from _batch_knobs(view, ACTOR, "ppo_max_token_len_per_gpu", "ppo_micro_batch_size", actor, 22, update)
     if launch.critic_model is not None:
@@ -173,12 +174,12 @@ def _uses_reference(view: View) -> bool:
 
 def _critic_budgets(view: View, launch: Launch) -> Iterator[Knob]:
     why = "fewer tokens in a micro-batch of the critic"
-    update = r.critic_batch(view, launch)
+    update = batches.critic_batch(view, launch)
     if launch.behaviour.critic_single_budget:
         yield from _batch_knobs(view, "critic", "ppo_infer_max_token_len_per_gpu", "", update, 23, why, default=32768)
         return
     yield from _batch_knobs(view, "critic", "ppo_max_token_len_per_gpu", "ppo_micro_batch_size", update, 23, why)
-    forward = r.critic_forward_batch(view, launch)
+    forward = batches.critic_forward_batch(view, launch)
     budget = launch.behaviour.critic_forward_budget.removeprefix("critic.")
     yield from _batch_knobs(view, "critic", budget, "forward_micro_batch_size", forward, 23, why)
 
@@ -251,7 +252,7 @@ def _rounded(value: int, multiple: int) -> int:
 
 # -- the engine -----------------------------------------------------------------------------------------------------
 def _engine(view: View, launch: Launch) -> Iterator[Knob]:
-    concurrent = r.sequences_per_step(view) * view.integer(TENSOR_PARALLEL, 2)
+    concurrent = batches.sequences_per_step(view) * view.integer(TENSOR_PARALLEL, 2)
     concurrent = max(1, -(-concurrent // launch.world_size))
     seqs = view.integer(f"{ROLLOUT}.max_num_seqs", 1024)
     if max(16, concurrent) < seqs:
@@ -327,7 +328,7 @@ def _memory_for_compute(view: View, launch: Launch) -> Iterator[Knob]:
 
 
 def _ulysses(view: View, launch: Launch) -> Iterator[Knob]:
-    now, model = r.sequence_parallel(view), launch.actor_model
+    now, model = batches.sequence_parallel(view), launch.actor_model
     if not view.flag(f"{MODEL}.use_remove_padding", False):
         return
     key = f"{ACTOR}.ulysses_sequence_parallel_size"
@@ -352,17 +353,17 @@ def _spread(view: View, launch: Launch, size: object) -> dict[str, object]:
     """The reference follows the actor, and a token budget per GPU may fall below one sequence."""
     follow: dict[str, object] = {}
     reference = f"{REF}.ulysses_sequence_parallel_size"
-    if not isinstance(size, int) or size == r.sequence_parallel(view):
+    if not isinstance(size, int) or size == batches.sequence_parallel(view):
         return follow
-    if view.has(reference) and view.integer(reference, 1) == r.sequence_parallel(view):
+    if view.has(reference) and view.integer(reference, 1) == batches.sequence_parallel(view):
         follow[reference] = size
-    batches = {
-        f"{ACTOR}.ppo_max_token_len_per_gpu": r.actor_batch(view, launch),
-        f"{ROLLOUT}.log_prob_max_token_len_per_gpu": r.rollout_log_prob_batch(view, launch),
+    passes = {
+        f"{ACTOR}.ppo_max_token_len_per_gpu": batches.actor_batch(view, launch),
+        f"{ROLLOUT}.log_prob_max_token_len_per_gpu": batches.rollout_log_prob_batch(view, launch),
     }
     if _uses_reference(view):
-        batches[f"{REF}.log_prob_max_token_len_per_gpu"] = r.reference_batch(view, launch)
-    for key, batch in batches.items():
+        passes[f"{REF}.log_prob_max_token_len_per_gpu"] = batches.reference_batch(view, launch)
+    for key, batch in passes.items():
         if batch.dynamic:
             follow[key] = min(batch.budget, _rounded(-(-batch.max_length // size), 64 if batch.hard_budget else 1))
     return follow
@@ -372,7 +373,7 @@ def _splits(size: int, heads: int, kv_heads: int, view: View, launch: Launch) ->
     """verl's conditions on the Ulysses size: GPUs, heads, and the mini-batch over the data-parallel ranks."""
     if launch.gpus_per_node % size or heads % size or (kv_heads % size and size % kv_heads):
         return False
-    return r.mini_sequences(view) % (launch.world_size // size) == 0
+    return batches.mini_sequences(view) % (launch.world_size // size) == 0
 
 
 def _host_policy(view: View) -> Iterator[Knob]:
@@ -428,4 +429,4 @@ def _shorter(view: View, launch: Launch, length: object) -> dict[str, object]:
     )
     if not view.flag(f"{ACTOR}.use_dynamic_bsz", False):
         return {}
-    return {key: -(-floor // r.sequence_parallel(view)) for key in followers if view.has(key)}
+    return {key: -(-floor // batches.sequence_parallel(view)) for key in followers if view.has(key)}
