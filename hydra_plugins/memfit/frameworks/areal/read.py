@@ -201,7 +201,7 @@ def _role(view: View, launch: Launch, section: str, model: ModelSpec | None = No
     head = Head(entropy="slices", chunk_tokens=SLICE_TOKENS) if model is None else Head(vocabulary=False)
     return Role(
         model=spec,
-        sharding=_sharding(spec, launch, trainable=not lora),
+        sharding=_sharding(spec, launch, trainable=not lora, vocabulary_head=section != "critic"),
         trainable_parameters=trained,
         master_bytes=storage,
         optimizer_bytes=_optimizer_bytes(view, launch, section, storage),
@@ -224,7 +224,7 @@ def checkpointing(view: View, launch: Launch, section: str) -> bool:
     return view.flag(key, default)
 
 
-def _sharding(model: ModelSpec, launch: Launch, *, trainable: bool) -> Sharding:
+def _sharding(model: ModelSpec, launch: Launch, *, trainable: bool, vocabulary_head: bool) -> Sharding:
     side = launch.layout.trainer
     return Sharding(
         version=2,
@@ -234,6 +234,7 @@ def _sharding(model: ModelSpec, launch: Launch, *, trainable: bool) -> Sharding:
         embedding=model.embedding_parameters,
         layers=model.num_hidden_layers,
         tied=model.tie_word_embeddings,
+        vocabulary_head=vocabulary_head,
         trainable=trainable,
     )
 
