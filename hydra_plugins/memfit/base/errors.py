@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from itertools import takewhile
+
+_MOST_GUESSES = 3
 
 
 class MemfitError(Exception):
@@ -19,11 +22,26 @@ class UnknownName(ConfigError):
 
     def __init__(self, what: str, asked: str, known: Iterable[str], hint: str = "") -> None:
         self.what, self.asked, self.known = what, asked, tuple(sorted(known))
-        close = difflib.get_close_matches(asked, self.known, n=1)
-        guess = f" Did you mean {close[0]!r}?" if close else ""
+        close = _closest(asked, self.known)
+        guess = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
         super().__init__(
             f"unknown {what} {asked!r}.{guess} Known: {', '.join(self.known)}." + (f" {hint}" if hint else "")
         )
+
+
+def _closest(asked: str, known: Iterable[str]) -> list[str]:
+    """Return what ``asked`` may have meant: another case, the beginning of a few names, else the most alike one."""
+    folded, names = asked.strip().casefold().replace(" ", "-"), list(known)
+    begun = [name for name in names if len(folded) > 2 and name.casefold().startswith(folded)]
+    exact = [name for name in begun if name.casefold() == folded]
+    if exact or 0 < len(begun) <= _MOST_GUESSES:
+        return exact or begun
+    alike = difflib.get_close_matches(folded, names, n=5)
+    return sorted(alike, key=lambda name: -_begins_alike(folded, name.casefold()))[:1]
+
+
+def _begins_alike(one: str, other: str) -> int:
+    return len(list(takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))))
 
 
 class HardwareNotDetected(MemfitError):

@@ -267,9 +267,10 @@ def _refusal(plan: Plan) -> str:
         head = estimate.shortfalls[0].why
     else:
         phase = plan.binding_phase
+        device = "GPU" if problem.hardware.kind == "gpu" else "device"
         largest = max(phase.components.as_dict().items(), key=lambda item: item[1])
         head = (
-            f"{phase.name} needs {gib(max(phase.peak_bytes, phase.needed_bytes))} on each GPU, {problem.hardware.name} offers "
+            f"{phase.name} needs {gib(max(phase.peak_bytes, phase.needed_bytes))} on each {device}, {problem.hardware.name} offers "
             f"{gib(phase.budget_bytes)} (largest term: {largest[0]} {gib(largest[1])})"
         )
     text = f"no plan fits: {head}."

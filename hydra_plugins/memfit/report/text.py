@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TextIO
 from hydra_plugins.memfit.base.errors import MemfitError
 from hydra_plugins.memfit.planning.problem import Plan
 from hydra_plugins.memfit.report import words
+from hydra_plugins.memfit.report.json import all_warnings
 from hydra_plugins.memfit.report.overrides import overrides
 
 if TYPE_CHECKING:
@@ -17,12 +18,14 @@ if TYPE_CHECKING:
 
 
 def print_plan(plan: Plan, style: str = "full", *, stream: TextIO | None = None) -> None:
-    """Write the report on ``plan``: ``full`` (also for ``html``), ``short`` (one line) or ``off`` (nothing).
+    """Write the report on ``plan``: ``full``, ``short`` (one line, with the number of warnings) or ``off`` (nothing).
 
     ``stream`` is stderr when left out. Colours appear on a terminal only, and not under ``NO_COLOR``.
     """
     if style == "short":
-        _write(f"memfit: {words.launch(plan)}: {words.verdict(plan)}\n", stream)
+        count = len(all_warnings(plan))
+        more = f" ({count} warning{'s' * (count > 1)}: memfit.report=full)" if count else ""
+        _write(f"memfit: {words.launch(plan)}: {words.verdict(plan)}{more}\n", stream)
     elif style != "off":
         from hydra_plugins.memfit.report.panel import plan_panel  # lazy: rich costs tens of milliseconds
 
