@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from hydra_plugins.memfit.base.errors import ConfigError
+from hydra_plugins.memfit.planning.problem import Change, Value
 
 LARGEST = 10**9
 """No count in a launch (sequences, tokens, GPUs) is larger; what is derived from it stays computable."""
@@ -39,6 +40,11 @@ class View:
         if key not in self._cache:
             self._cache[key] = _lookup(self._config, key)
         return self._cache[key]
+
+    def requested(self, key: str) -> Value:
+        """Return the composed value for a `Knob` or `Change`; ``None`` where the key is unset or missing."""
+        value: Value = self.composed(key)
+        return None if value is MISSING else value
 
     def has(self, key: str) -> bool:
         """Whether the config has the key, set or unset."""
@@ -100,6 +106,17 @@ class View:
         if not isinstance(value, str):
             raise ConfigError(f"{key}={value!r} is not a string. Write e.g. {key}={default}.")
         return value
+
+
+def unpinned(changes: Sequence[Change], pinned: Collection[str]) -> tuple[Change, ...]:
+    """Return changes that a launch needs at any size; raises `ConfigError` where the user pinned such a value."""
+    for change in changes:
+        if change.key in pinned:
+            raise ConfigError(
+                f"{change.key}={change.old} is pinned, but {change.why}. Pin {change.key}={change.new} instead, "
+                "or leave it to memfit."
+            )
+    return tuple(changes)
 
 
 def _lookup(config: Mapping[str, Any], key: str) -> object:

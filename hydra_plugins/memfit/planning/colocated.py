@@ -10,10 +10,8 @@ step is the first whose numbers hold for all later ones: this is the step that i
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
-from hydra_plugins.memfit.base.units import MIB, gib
 from hydra_plugins.memfit.memory import engine as engines
 from hydra_plugins.memfit.memory.breakdown import (
     Estimate,
@@ -34,15 +32,7 @@ from hydra_plugins.memfit.memory.trainer import (
 )
 from hydra_plugins.memfit.memory.weight_sync import adapter_moments, sync_moments
 from hydra_plugins.memfit.planning.roles import Role as Role
-
-_SMALLEST_MARGIN = 0.01
-"""Share of the capacity that stays free beside an engine's share: contexts and communicators are not known better."""
-
-_UNCERTAIN_KV_BYTES = 256 * MIB
-"""A share that the user asked for is refused only when it is short by more than the engine's workspace is known."""
-
-_FRACTION_STEP = 0.01
-"""A solved fraction is rounded down to this: verl's own scripts use steps of 0.05 and 0.1."""
+from hydra_plugins.memfit.planning.share import LARGEST_FRACTION, budget_beside, kv_shortfalls, solved_fraction
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,9 +84,9 @@ def estimate(run: ColocatedRun) -> Estimate:
     ]
     order = {"launch": 0, "rollout": 1, "weight_sync": 8, "kv_resume": 9}
     phases.sort(key=lambda phase: order.get(phase.name, 5))
-    shortfall = (solution.shortfall,) if solution and solution.shortfall else ()
+    shortfalls = solution.shortfalls if solution else ()
     solved = ((run.fraction_key, solution.fraction),) if solution and solution.solved else ()
-    return Estimate(phases=tuple(phases), host=_host(run), shortfalls=shortfall, solved=solved)
+    return Estimate(phases=tuple(phases), host=_host(run), shortfalls=shortfalls, solved=solved)
 
 
 # -- who is resident ------------------------------------------------------------------------------------------------
@@ -135,7 +125,7 @@ class _Solution:
     fraction: float
     kv: int
     solved: bool
-    shortfall: Shortfall | None
+    shortfalls: tuple[Shortfall, ...]
 
 
 def _share(run: ColocatedRun) -> _Solution | None:
@@ -145,21 +135,12 @@ def _share(run: ColocatedRun) -> _Solution | None:
         return None
     at_launch = _at_launch(run).total_bytes
     pool = engines.pool(engine, capacity=run.capacity_bytes, trainer_at_launch=at_launch)
-    need = engines.minimum_kv_bytes(engine)
-    if engine.fraction is not None:
-        kv = pool.kv_bytes(engine.fraction)
-        return _Solution(fraction=engine.fraction, kv=kv, solved=False, shortfall=_kv_shortfall(engine, kv, need))
-    lowest = _ceil_fraction((pool.inside + need) / max(1, pool.base))
-    highest = _floor_fraction(_largest_fraction(run, engine, pool))
-    useful = _ceil_fraction((pool.inside + engines.useful_kv_bytes(engine)) / max(1, pool.base))
-    wanted = engine.requested_fraction
-    if wanted is None or wanted < lowest:
-        wanted = max(useful, lowest)
-    elif engine.at_least_useful:
-        wanted = max(useful, wanted)
-    fraction = max(min(wanted, highest), _FRACTION_STEP)
+    solved = engine.fraction is None
+    fraction = engine.fraction
+    if fraction is None:
+        fraction = solved_fraction(engine, pool, largest=_largest_fraction(run, engine, pool))
     kv = pool.kv_bytes(fraction)
-    return _Solution(fraction=fraction, kv=kv, solved=True, shortfall=_kv_shortfall(engine, kv, need))
+    return _Solution(fraction=fraction, kv=kv, solved=solved, shortfalls=kv_shortfalls(engine, kv))
 
 
 def _largest_fraction(run: ColocatedRun, engine: Engine, pool: engines.Pool) -> float:
@@ -171,29 +152,7 @@ def _largest_fraction(run: ColocatedRun, engine: Engine, pool: engines.Pool) -> 
     if engine.share_of == "free":
         return (run.budget_bytes - resting - pool.outside) / max(1, pool.base)
     at_launch = (run.budget_bytes - _at_launch(run).total_bytes) / pool.base
-    return min(at_launch, (run.budget_bytes - resting - pool.outside) / pool.base, 0.95)
-
-
-def _ceil_fraction(value: float) -> float:
-    return round(math.ceil(value / _FRACTION_STEP - 1e-9) * _FRACTION_STEP, 4)
-
-
-def _floor_fraction(value: float) -> float:
-    return round(math.floor(value / _FRACTION_STEP + 1e-9) * _FRACTION_STEP, 4)
-
-
-def _kv_shortfall(engine: Engine, kv: int, need: int) -> Shortfall | None:
-    uncertain = _UNCERTAIN_KV_BYTES if engine.fraction is not None else 0
-    if kv >= need - uncertain:
-        return None
-    return Shortfall(
-        phase="launch",
-        num_bytes=need - kv,
-        why=(
-            f"the engine's share leaves {gib(max(0, kv))} for the KV cache; one sequence of {engine.max_model_len} "
-            f"tokens needs {gib(need)}"
-        ),
-    )
+    return min(at_launch, (run.budget_bytes - resting - pool.outside) / pool.base, LARGEST_FRACTION)
 
 
 # -- phases ---------------------------------------------------------------------------------------------------------
@@ -212,11 +171,8 @@ def _awake_phase(
 ) -> PhaseEstimate:
     """A phase with the engine awake: its share is a fact, not a prediction, so the margin is kept on the rest alone."""
     phase = _phase(run, name, trainer, engine)
-    if solution.solved:
-        return phase
-    margin = max(0, run.capacity_bytes - run.held_bytes - run.budget_bytes)
-    needed = max(int(margin * (1 - solution.fraction)), int(_SMALLEST_MARGIN * run.capacity_bytes))
-    budget = run.capacity_bytes - run.held_bytes - min(margin, needed)
+    fraction = None if solution.solved else solution.fraction
+    budget = budget_beside(fraction, capacity=run.capacity_bytes, held=run.held_bytes, budget=run.budget_bytes)
     return replace(phase, budget_bytes=budget)
 
 

@@ -28,15 +28,12 @@ from hydra_plugins.memfit.memory.overheads import (
 from hydra_plugins.memfit.memory.states import sharded_bytes
 from hydra_plugins.memfit.memory.weight_sync import streamed_bytes, whole_tensor_bytes
 from hydra_plugins.memfit.planning.roles import Role
+from hydra_plugins.memfit.planning.share import budget_beside, kv_shortfalls
 
 APART, SHARED, TURNS = "apart", "shared", "turns"
 PLACEMENTS = (APART, SHARED, TURNS)
 """``apart``: no GPU holds both; ``shared``: both stay resident on one GPU; ``turns``: the trainer leaves the GPU between
 its phases, and the server if it can sleep."""
-_SMALLEST_MARGIN = 0.01
-"""Share of the capacity that stays free beside a server's share: contexts and communicators are not known better."""
-_UNCERTAIN_KV_BYTES = 256 << 20
-"""A share that the user asked for is refused only when it is short by more than the server's workspace is known."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -145,14 +142,7 @@ def kv_bytes(run: ConcurrentRun) -> int:
 def _shortfalls(run: ConcurrentRun) -> tuple[Shortfall, ...]:
     if run.engine is None:
         return ()
-    kv, need = kv_bytes(run), engines.minimum_kv_bytes(run.engine)
-    if kv >= need - _UNCERTAIN_KV_BYTES and kv > 0:
-        return ()
-    why = (
-        f"the server's share leaves {gib(max(0, kv))} for the KV cache; one sequence of {run.engine.max_model_len} tokens "
-        f"needs {gib(need)}"
-    )
-    return (Shortfall(phase="launch", num_bytes=need - kv, why=why),)
+    return kv_shortfalls(run.engine, kv_bytes(run), whose="server")
 
 
 # -- phases ---------------------------------------------------------------------------------------------------------
@@ -160,9 +150,8 @@ def _budget(run: ConcurrentRun, *, server: bool) -> int:
     """The budget of a phase; the server's share is a fact, not a prediction, so the margin is kept on the rest alone."""
     if not server or run.engine is None or not run.engine.fraction:
         return run.budget_bytes
-    margin = max(0, run.capacity_bytes - run.held_bytes - run.budget_bytes)
-    needed = max(int(margin * (1 - run.engine.fraction)), int(_SMALLEST_MARGIN * run.capacity_bytes))
-    return run.capacity_bytes - run.held_bytes - min(margin, needed)
+    fraction = run.engine.fraction
+    return budget_beside(fraction, capacity=run.capacity_bytes, held=run.held_bytes, budget=run.budget_bytes)
 
 
 def _launch(run: ConcurrentRun) -> PhaseEstimate:

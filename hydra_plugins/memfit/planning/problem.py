@@ -71,6 +71,19 @@ class Problem:
     """Reasons, other than size, for which the launch would die; each says the fix. They stop a strict launch."""
 
 
+def remembered(estimate: Callable[[Mapping[str, object]], Estimate]) -> Callable[[Mapping[str, object]], Estimate]:
+    """Return the same prediction, computed once for each set of values: a search asks for many of them again."""
+    known: dict[frozenset[tuple[str, object]], Estimate] = {}
+
+    def predict(values: Mapping[str, object]) -> Estimate:
+        asked = frozenset(values.items())
+        if asked not in known:
+            known[asked] = estimate(values)
+        return known[asked]
+
+    return predict
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Change:
     """One value that the plan sets."""

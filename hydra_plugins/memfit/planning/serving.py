@@ -6,21 +6,13 @@ This is the calendar of a launch without a trainer's step. The formulas are in `
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 
-from hydra_plugins.memfit.base.units import MIB, gib
 from hydra_plugins.memfit.memory import engine as engines
-from hydra_plugins.memfit.memory.breakdown import Estimate, HostEstimate, MemoryBreakdown, PhaseEstimate, Shortfall
+from hydra_plugins.memfit.memory.breakdown import Estimate, HostEstimate, MemoryBreakdown, PhaseEstimate
 from hydra_plugins.memfit.memory.engine import Engine, Pool
 from hydra_plugins.memfit.memory.trainer import peak
-
-_SMALLEST_MARGIN = 0.01
-"""Share of the capacity that stays free beside an engine's share: contexts and communicators are not known better."""
-_UNCERTAIN_KV_BYTES = 256 * MIB
-"""A share that the user asked for is refused only when it is short by more than the engine's workspace is known."""
-_FRACTION_STEP = 0.01
-_LARGEST_FRACTION = 0.95
+from hydra_plugins.memfit.planning.share import LARGEST_FRACTION, budget_beside, kv_shortfalls, solved_fraction
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,9 +38,11 @@ class ServingRun:
 def estimate(run: ServingRun) -> Estimate:
     """Return the predicted peak of the start, of the weights' handover if there is one, and of generation."""
     fraction = run.engine.fraction if run.engine.fraction is not None else _solved(run)
-    kv, need = _pool(run).kv_bytes(fraction), engines.minimum_kv_bytes(run.engine)
+    kv = _pool(run).kv_bytes(fraction)
     awake = engines.awake(run.engine, kv=kv)
-    budget = _budget_awake(run, fraction)
+    budget = budget_beside(
+        run.engine.fraction, capacity=run.capacity_bytes, held=run.held_bytes, budget=run.budget_bytes
+    )
     phases = [_phase(run, "launch", run.beside, awake, budget)]
     if run.handover:
         sending = run.beside + peak(run.handover)
@@ -57,7 +51,7 @@ def estimate(run: ServingRun) -> Estimate:
     return Estimate(
         phases=tuple(phases),
         host=HostEstimate(peak_bytes=run.host_peak_bytes, budget_bytes=run.host_budget_bytes),
-        shortfalls=_shortfall(run, kv, need),
+        shortfalls=kv_shortfalls(run.engine, kv),
         solved=() if run.engine.fraction is not None else ((run.fraction_key, fraction),),
     )
 
@@ -67,47 +61,11 @@ def _pool(run: ServingRun) -> Pool:
 
 
 def _solved(run: ServingRun) -> float:
-    """The fraction closest to the requested one that holds the longest sequence and stays within the budget."""
-    engine, pool = run.engine, _pool(run)
-    base = max(1, pool.base)
-    lowest = _ceil((pool.inside + engines.minimum_kv_bytes(engine)) / base)
-    useful = _ceil((pool.inside + engines.useful_kv_bytes(engine)) / base)
-    wanted = engine.requested_fraction
-    if wanted is None or wanted < lowest:
-        wanted = max(useful, lowest)
-    elif engine.at_least_useful:
-        wanted = max(useful, wanted)
-    return max(min(wanted, _largest(run, pool)), _FRACTION_STEP)
-
-
-def _largest(run: ServingRun, pool: Pool) -> float:
-    """The largest fraction with which everything on the GPU stays within the budget."""
+    """The fraction closest to the requested one with which everything on the GPU stays within the budget."""
+    pool = _pool(run)
     beside = 0 if run.engine.share_of == "device" else run.beside.total_bytes
-    share = (run.budget_bytes - beside - pool.outside) / max(1, pool.base)
-    return min(round(math.floor(share / _FRACTION_STEP + 1e-9) * _FRACTION_STEP, 4), _LARGEST_FRACTION)
-
-
-def _ceil(value: float) -> float:
-    return round(math.ceil(value / _FRACTION_STEP - 1e-9) * _FRACTION_STEP, 4)
-
-
-def _budget_awake(run: ServingRun, fraction: float) -> int:
-    """The budget with the engine awake: a share that was asked for is a fact, so the margin is kept on the rest alone."""
-    if run.engine.fraction is None:
-        return run.budget_bytes
-    margin = max(0, run.capacity_bytes - run.held_bytes - run.budget_bytes)
-    needed = max(int(margin * (1 - fraction)), int(_SMALLEST_MARGIN * run.capacity_bytes))
-    return run.capacity_bytes - run.held_bytes - min(margin, needed)
-
-
-def _shortfall(run: ServingRun, kv: int, need: int) -> tuple[Shortfall, ...]:
-    if kv >= need - (_UNCERTAIN_KV_BYTES if run.engine.fraction is not None else 0):
-        return ()
-    why = (
-        f"the engine's share leaves {gib(max(0, kv))} for the KV cache; one sequence of {run.engine.max_model_len} tokens "
-        f"needs {gib(need)}"
-    )
-    return (Shortfall(phase="launch", num_bytes=need - kv, why=why),)
+    largest = (run.budget_bytes - beside - pool.outside) / max(1, pool.base)
+    return solved_fraction(run.engine, pool, largest=min(largest, LARGEST_FRACTION))
 
 
 def _phase(run: ServingRun, name: str, worker: MemoryBreakdown, engine: MemoryBreakdown, budget: int) -> PhaseEstimate:

@@ -12,12 +12,12 @@ from hydra_plugins.memfit.frameworks.areal.allocation import Layout, Part
 from hydra_plugins.memfit.frameworks.areal.checks import blockers, fixes, notes
 from hydra_plugins.memfit.frameworks.areal.knobs import WRITABLE_KEYS
 from hydra_plugins.memfit.frameworks.areal.read import Launch
-from hydra_plugins.memfit.frameworks.view import MISSING, View
+from hydra_plugins.memfit.frameworks.view import View
 from hydra_plugins.memfit.memory.breakdown import Estimate
 from hydra_plugins.memfit.model.spec import ModelSpec
 from hydra_plugins.memfit.planning.concurrent import estimate
 from hydra_plugins.memfit.planning.context import Context
-from hydra_plugins.memfit.planning.problem import Problem
+from hydra_plugins.memfit.planning.problem import Problem, remembered
 
 __all__ = ["WRITABLE_KEYS", "ArealAdapter"]
 
@@ -74,13 +74,9 @@ class ArealAdapter:
         _refuse_unmodelled(view, launch)
         needed = fixes(view, launch, pinned=context.pinned)
         forced = {change.key: change.new for change in needed}
-        known: dict[frozenset[tuple[str, object]], Estimate] = {}
 
         def predict(values: Mapping[str, object]) -> Estimate:
-            asked = frozenset(values.items())
-            if asked not in known:
-                known[asked] = estimate(read.read(view.with_values({**forced, **values}), launch))
-            return known[asked]
+            return estimate(read.read(view.with_values({**forced, **values}), launch))
 
         return Problem(
             framework=self.name,
@@ -91,8 +87,8 @@ class ArealAdapter:
             nodes=launch.nodes,
             settings=context.settings,
             knobs=knobs.knobs(view.with_values(forced), launch),
-            estimate=predict,
-            composed=lambda key: None if view.composed(key) is MISSING else view.composed(key),
+            estimate=remembered(predict),
+            composed=view.requested,
             fixes=needed,
             warnings=(
                 *context.hardware.warnings,

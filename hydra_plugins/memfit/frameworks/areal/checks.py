@@ -4,29 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from hydra_plugins.memfit.base.errors import ConfigError
 from hydra_plugins.memfit.frameworks.areal import read as r
 from hydra_plugins.memfit.frameworks.areal.read import Launch
 from hydra_plugins.memfit.frameworks.areal.versions import BEFORE_BACKENDS
-from hydra_plugins.memfit.frameworks.view import MISSING, View
-from hydra_plugins.memfit.planning.problem import Change, Value
+from hydra_plugins.memfit.frameworks.view import View, unpinned
+from hydra_plugins.memfit.planning.problem import Change
 
 
 def fixes(view: View, launch: Launch, *, pinned: Collection[str]) -> tuple[Change, ...]:
     """Return the changes without which the launch would fail at any size; raises `ConfigError` where one is pinned."""
     changes = [*_transfer(view, launch), *_limits(view, launch)]
-    for change in changes:
-        if change.key in pinned:
-            raise ConfigError(
-                f"{change.key}={change.old} is pinned, but {change.why}. Pin {change.key}={change.new} instead, "
-                "or leave it to memfit."
-            )
-    return tuple(changes)
-
-
-def _composed(view: View, key: str) -> Value:
-    value = view.composed(key)
-    return None if value is MISSING else value
+    return unpinned(changes, pinned)
 
 
 def _transfer(view: View, launch: Launch) -> list[Change]:
@@ -34,7 +22,7 @@ def _transfer(view: View, launch: Launch) -> list[Change]:
     if not launch.shares or key != "actor.weight_update_mode" or r.sync_mode(view, launch) == "disk":
         return []
     why = "trainer and server share a GPU, and NCCL refuses two ranks on one GPU: the weights go through files"
-    return [Change(key=key, old=_composed(view, key), new="disk", kind="neutral", why=why)]
+    return [Change(key=key, old=view.requested(key), new="disk", kind="neutral", why=why)]
 
 
 def _limits(view: View, launch: Launch) -> list[Change]:

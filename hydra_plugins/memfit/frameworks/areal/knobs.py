@@ -14,7 +14,7 @@ from hydra_plugins.memfit.frameworks.areal.read import FRACTIONS, Launch
 from hydra_plugins.memfit.frameworks.view import MISSING, View
 from hydra_plugins.memfit.memory import engine as engines
 from hydra_plugins.memfit.planning.concurrent import pool
-from hydra_plugins.memfit.planning.problem import Knob, Value
+from hydra_plugins.memfit.planning.problem import Knob
 
 _SECTIONS = ("actor", "model", "ref", "critic")
 _STEP = 0.05
@@ -57,17 +57,12 @@ def knobs(view: View, launch: Launch) -> tuple[Knob, ...]:
     return tuple(knob for knob in found if view.section(knob.key.split(".")[0]))
 
 
-def _composed(view: View, key: str) -> Value:
-    value = view.composed(key)
-    return None if value is MISSING else value
-
-
 def _switch(view: View, key: str, *, cost: int, why: str, default: bool = False, fast: bool = False) -> Iterator[Knob]:
     """A flag that saves memory when it is on; ``fast``: switching it off is faster and memfit may do so."""
     on = view.flag(key, default)
     if not on or fast:
         quick = (False,) if on else ()
-        yield Knob(key=key, requested=_composed(view, key), candidates=(True,), cost=cost, why=why, fast=quick)
+        yield Knob(key=key, requested=view.requested(key), candidates=(True,), cost=cost, why=why, fast=quick)
 
 
 # -- the server's share ---------------------------------------------------------------------------------------------
@@ -84,7 +79,7 @@ def _share(view: View, launch: Launch) -> Iterator[Knob]:
     steps = _steps(now, lowest)
     cheap = tuple(step for step in steps if step >= useful)
     tight = tuple(step for step in steps if step < useful)
-    requested = _composed(view, key)
+    requested = view.requested(key)
     if cheap:
         why = "the pool still holds every sequence in flight, and leaves room for the trainer"
         yield Knob(key=key, requested=requested, candidates=cheap, cost=10, why=why)
@@ -114,7 +109,7 @@ def _server(view: View, launch: Launch) -> Iterator[Knob]:
     smaller = tuple(size for size in (4096, 2048) if longest <= size < now) if longest else ()
     if smaller:
         key, why = "sglang.max_prefill_tokens", "fewer prompt tokens at once: less workspace in the server"
-        yield Knob(key=key, requested=_composed(view, key), candidates=smaller, cost=12, why=why)
+        yield Knob(key=key, requested=view.requested(key), candidates=smaller, cost=12, why=why)
     yield from _running(
         view, launch, "sglang.max_running_requests", view.optional_integer("sglang.max_running_requests")
     )
@@ -136,7 +131,7 @@ def _running(view: View, launch: Launch, key: str, now: int | None) -> Iterator[
     fewer = tuple(size for size in (256, 128, 64, 32, _SMALLEST_RUNNING) if size < most)
     if fewer:
         why = "fewer sequences decode at once: less sampling workspace, slower generation"
-        yield Knob(key=key, requested=_composed(view, key), candidates=fewer, cost=46, why=why)
+        yield Knob(key=key, requested=view.requested(key), candidates=fewer, cost=46, why=why)
 
 
 # -- the trainer ----------------------------------------------------------------------------------------------------
@@ -150,7 +145,7 @@ def _training(view: View, launch: Launch) -> Iterator[Knob]:
         yield from _tokens(view, launch, section)
     if r.has_reference(view) and launch.behaviour.storage_key and r.storage_bytes(view, launch, "ref") == 4:
         key, why = "ref.optimizer_dtype", "the reference computes in bf16; stored so it needs half"
-        yield Knob(key=key, requested=_composed(view, key), candidates=("bfloat16",), cost=15, why=why)
+        yield Knob(key=key, requested=view.requested(key), candidates=("bfloat16",), cost=15, why=why)
     if launch.behaviour.efficient_load and launch.section == "actor":
         why = "weights are read on one host and sent in pieces: a slower start, nothing else"
         yield from _switch(view, f"{launch.section}.fsdp.memory_efficient_load", cost=14, why=why)
@@ -181,7 +176,7 @@ def _tokens(view: View, launch: Launch, section: str) -> Iterator[Knob]:
     faster = tuple(size for size in (32768, 24576, 16384, 12288, 8192) if now is not None and size > max(now, floor))
     cheap, tight = [s for s in ladder if s >= 4096], [s for s in ladder if s < 4096]
     why = "fewer tokens in a micro-batch; gradients are summed over more of them"
-    requested = _composed(view, key)
+    requested = view.requested(key)
     if faster and now is not None:
         cheap = [now, *cheap]
     if cheap or faster:
@@ -201,19 +196,19 @@ def _handover(view: View, launch: Launch) -> Iterator[Knob]:
     key = launch.behaviour.sync_key
     if key == "actor.weight_update_mode" and r.sync_mode(view, launch) != "disk":
         why = "weights reach the server through files: seconds a step, no buckets on the GPU"
-        yield Knob(key=key, requested=_composed(view, key), candidates=("disk",), cost=30, why=why)
+        yield Knob(key=key, requested=view.requested(key), candidates=("disk",), cost=30, why=why)
 
 
 # -- what is trained ------------------------------------------------------------------------------------------------
 def _semantic(view: View, launch: Launch) -> Iterator[Knob]:
     if launch.behaviour.storage_key and r.storage_bytes(view, launch, launch.section) == 4:
         key, why = f"{launch.section}.optimizer_dtype", "states in bf16: half the memory, coarser updates"
-        yield Knob(key=key, requested=_composed(view, key), candidates=("bfloat16",), cost=80, kind="semantic", why=why)
+        yield Knob(key=key, requested=view.requested(key), candidates=("bfloat16",), cost=80, kind="semantic", why=why)
     now = view.integer("gconfig.max_new_tokens", 16384)
     shorter = tuple(size for size in (now * 3 // 4, now // 2, now // 4) if size >= 64)
     if shorter and view.section("gconfig"):
         key, why = "gconfig.max_new_tokens", "shorter responses"
-        yield Knob(key=key, requested=_composed(view, key), candidates=shorter, cost=90, kind="semantic", why=why)
+        yield Knob(key=key, requested=view.requested(key), candidates=shorter, cost=90, kind="semantic", why=why)
 
 
 assert frozenset(FRACTIONS.values()) <= WRITABLE_KEYS

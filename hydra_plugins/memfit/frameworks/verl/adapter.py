@@ -25,7 +25,7 @@ from hydra_plugins.memfit.memory.breakdown import Estimate
 from hydra_plugins.memfit.model.spec import ModelSpec
 from hydra_plugins.memfit.planning.colocated import estimate
 from hydra_plugins.memfit.planning.context import Context
-from hydra_plugins.memfit.planning.problem import Problem
+from hydra_plugins.memfit.planning.problem import Problem, remembered
 
 __all__ = ["WRITABLE_KEYS", "VerlAdapter"]
 
@@ -77,19 +77,14 @@ class VerlAdapter:
         needed = fixes(view, launch, pinned=context.pinned, explicit=context.explicit)
         forced = {change.key: change.new for change in needed}
 
-        known: dict[frozenset[tuple[str, object]], Estimate] = {}
-
         def predict(values: Mapping[str, object]) -> Estimate:
-            asked = frozenset(values.items())
-            if asked not in known:
-                turned = view.with_values({**forced, **values})
-                prediction = estimate(read.read(turned, launch))
-                known[asked] = replace(
-                    prediction,
-                    notes=unset_micro_batches(turned, launch),
-                    shortfalls=(*prediction.shortfalls, *broken_heads(turned, launch)),
-                )
-            return known[asked]
+            turned = view.with_values({**forced, **values})
+            prediction = estimate(read.read(turned, launch))
+            return replace(
+                prediction,
+                notes=unset_micro_batches(turned, launch),
+                shortfalls=(*prediction.shortfalls, *broken_heads(turned, launch)),
+            )
 
         return Problem(
             framework=self.name,
@@ -100,8 +95,8 @@ class VerlAdapter:
             nodes=launch.nodes,
             settings=context.settings,
             knobs=knobs.knobs(view.with_values(forced), launch),
-            estimate=predict,
-            composed=lambda key: None if view.composed(key) is MISSING else view.composed(key),
+            estimate=remembered(predict),
+            composed=view.requested,
             fixes=needed,
             warnings=notes(view, launch, context),
             blockers=blockers(view, launch, context),

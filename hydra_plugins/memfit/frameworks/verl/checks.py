@@ -11,11 +11,11 @@ from hydra_plugins.memfit.frameworks.verl import read as r
 from hydra_plugins.memfit.frameworks.verl.launch import ACTOR, MODEL, REF, ROLLOUT, TENSOR_PARALLEL, Launch
 from hydra_plugins.memfit.frameworks.verl.tokens import Batch
 from hydra_plugins.memfit.frameworks.verl.versions import parse
-from hydra_plugins.memfit.frameworks.view import MISSING, View
+from hydra_plugins.memfit.frameworks.view import MISSING, View, unpinned
 from hydra_plugins.memfit.hardware.spec import Hardware
 from hydra_plugins.memfit.memory.breakdown import Shortfall
 from hydra_plugins.memfit.planning.context import Context
-from hydra_plugins.memfit.planning.problem import Change, Value
+from hydra_plugins.memfit.planning.problem import Change
 
 SECTIONS = ("actor_rollout_ref", ACTOR, MODEL, ROLLOUT, REF, "data", "trainer", "algorithm", "critic")
 DEFAULT_MINI_BATCH = 256
@@ -50,18 +50,7 @@ def fixes(view: View, launch: Launch, *, pinned: Collection[str], explicit: Coll
         *_global_micro_batches(view, launch),
         *_in_process_engine(view, launch),
     ]
-    for change in changes:
-        if change.key in pinned:
-            raise ConfigError(
-                f"{change.key}={change.old} is pinned, but {change.why}. Pin {change.key}={change.new} instead, "
-                "or leave it to memfit."
-            )
-    return tuple(changes)
-
-
-def _composed(view: View, key: str) -> Value:
-    value = view.composed(key)
-    return None if value is MISSING else value
+    return unpinned(changes, pinned)
 
 
 def _tensor_parallel(view: View, launch: Launch) -> list[Change]:
@@ -73,7 +62,7 @@ def _tensor_parallel(view: View, launch: Launch) -> list[Change]:
     why = f"verl needs a rollout tensor parallel size that divides the {world} GPU{'s' * (world > 1)}"
     if world % size == 0:
         why = f"the engine needs a tensor parallel size that divides the model's {heads} attention heads"
-    return [Change(key=TENSOR_PARALLEL, old=_composed(view, TENSOR_PARALLEL), new=fitting, kind="neutral", why=why)]
+    return [Change(key=TENSOR_PARALLEL, old=view.requested(TENSOR_PARALLEL), new=fitting, kind="neutral", why=why)]
 
 
 def _in_process_engine(view: View, launch: Launch) -> list[Change]:
@@ -85,7 +74,7 @@ def _in_process_engine(view: View, launch: Launch) -> list[Change]:
     key, longest = f"{ROLLOUT}.max_num_batched_tokens", r.max_model_len(view, launch)
     if view.flag(f"{ROLLOUT}.enable_chunked_prefill", True) and view.integer(key, 8192) < longest:
         why = f"verl {launch.version} refuses chunks of a prefill below the longest sequence, {longest} tokens"
-        changes.append(Change(key=key, old=_composed(view, key), new=longest, kind="neutral", why=why))
+        changes.append(Change(key=key, old=view.requested(key), new=longest, kind="neutral", why=why))
     key = f"{ROLLOUT}.enforce_eager"
     graphs_refused = parse(launch.version) < (0, 5) and view.flag(f"{ROLLOUT}.free_cache_engine", True)
     if graphs_refused and not view.flag(key, True):
@@ -126,7 +115,7 @@ def _budgets(view: View, launch: Launch) -> list[Change]:
         need = -(-batch.longest // batch.sequence_parallel)
         if batch.dynamic and batch.budget < need:
             why = f"one sequence of {batch.longest} tokens must fit into a micro-batch"
-            changes.append(Change(key=key, old=_composed(view, key), new=need, kind="neutral", why=why))
+            changes.append(Change(key=key, old=view.requested(key), new=need, kind="neutral", why=why))
     return changes
 
 

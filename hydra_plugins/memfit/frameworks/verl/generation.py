@@ -16,7 +16,7 @@ from functools import cache
 from typing import Any
 
 from hydra_plugins.memfit.frameworks.verl import defaults, keys
-from hydra_plugins.memfit.frameworks.verl.generation_knobs import WRITABLE_KEYS, blockers, fixes, knobs, value
+from hydra_plugins.memfit.frameworks.verl.generation_knobs import WRITABLE_KEYS, blockers, fixes, knobs
 from hydra_plugins.memfit.frameworks.verl.generation_read import (
     PPO_SECTION,
     SERVER_VERSIONS,
@@ -25,9 +25,8 @@ from hydra_plugins.memfit.frameworks.verl.generation_read import (
     read_run,
 )
 from hydra_plugins.memfit.frameworks.view import View
-from hydra_plugins.memfit.memory.breakdown import Estimate
 from hydra_plugins.memfit.planning.context import Context
-from hydra_plugins.memfit.planning.problem import Problem
+from hydra_plugins.memfit.planning.problem import Problem, remembered
 from hydra_plugins.memfit.planning.serving import estimate
 
 __all__ = ["NAME", "SERVER_VERSIONS", "WRITABLE_KEYS", "YAML_VERSIONS", "VerlGenerationAdapter", "load"]
@@ -82,14 +81,6 @@ class VerlGenerationAdapter:
         launch = read_launch(View(config), context)
         needed = fixes(launch, context.pinned)
         launch = launch.turned({change.key: change.new for change in needed})
-        known: dict[frozenset[tuple[str, object]], Estimate] = {}
-
-        def predict(values: Mapping[str, object]) -> Estimate:
-            asked = frozenset(values.items())
-            if asked not in known:
-                known[asked] = estimate(read_run(launch.turned(values)))
-            return known[asked]
-
         return Problem(
             framework=self.name,
             framework_version=launch.version,
@@ -99,8 +90,8 @@ class VerlGenerationAdapter:
             nodes=launch.nodes,
             settings=context.settings,
             knobs=tuple(knobs(launch)),
-            estimate=predict,
-            composed=lambda key: value(launch.view, key),
+            estimate=remembered(lambda values: estimate(read_run(launch.turned(values)))),
+            composed=launch.view.requested,
             fixes=needed,
             warnings=tuple(context.hardware.warnings),
             blockers=blockers(launch),

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 
-from hydra_plugins.memfit.base.errors import ConfigError
 from hydra_plugins.memfit.frameworks.verl import checks
 from hydra_plugins.memfit.frameworks.verl.generation_read import PPO_SECTION, Launch, engine_name
 from hydra_plugins.memfit.frameworks.verl.versions import parse
-from hydra_plugins.memfit.frameworks.view import MISSING, View
-from hydra_plugins.memfit.planning.problem import SOLVE, Change, Knob, Value
+from hydra_plugins.memfit.frameworks.view import unpinned
+from hydra_plugins.memfit.planning.problem import SOLVE, Change, Knob
 
 _WRITABLE_NAMES = (
     "enforce_eager",
@@ -24,12 +23,6 @@ WRITABLE_KEYS = frozenset(
     f"{prefix}rollout.{name}" for prefix in ("", f"{PPO_SECTION}.") for name in _WRITABLE_NAMES
 ) - {"rollout.max_model_len"}
 """Every key that memfit may write for these entries; a test keeps the list and docs/verl.md together."""
-
-
-def value(view: View, key: str) -> Value:
-    """Return the composed value of a key; ``None`` where the config lacks it."""
-    found = view.composed(key)
-    return None if found is MISSING else found
 
 
 # -- what may be turned ---------------------------------------------------------------------------------------------
@@ -56,7 +49,7 @@ def _knob(
     kind: str = "neutral",
     fast: tuple[object, ...] = (),
 ) -> Knob:
-    requested = value(launch.view, key)
+    requested = launch.view.requested(key)
     return Knob(key=key, requested=requested, candidates=candidates, cost=cost, why=why, kind=kind, fast=fast)
 
 
@@ -105,13 +98,7 @@ def _lengths(launch: Launch) -> Iterator[Knob]:
 def fixes(launch: Launch, pinned: Collection[str]) -> tuple[Change, ...]:
     """Return the changes without which verl refuses the launch at any size; raises `ConfigError` where one is pinned."""
     changes = [*_fitting_parallel(launch), *_enough_tokens(launch), *_no_graphs(launch)]
-    for change in changes:
-        if change.key in pinned:
-            raise ConfigError(
-                f"{change.key}={change.old} is pinned, but {change.why}. Pin {change.key}={change.new} instead, or leave "
-                "it to memfit."
-            )
-    return tuple(changes)
+    return unpinned(changes, pinned)
 
 
 def _fitting_parallel(launch: Launch) -> Iterator[Change]:
@@ -120,14 +107,14 @@ def _fitting_parallel(launch: Launch) -> Iterator[Change]:
         fitting = max(s for s in range(1, min(size, world) + 1) if world % s == 0 and heads % s == 0)
         why = f"an engine's tensor parallel size must divide {world} GPU{'s' * (world > 1)} and {heads} attention heads"
         key = launch.key("tensor_model_parallel_size")
-        yield Change(key=key, old=value(launch.view, key), new=fitting, kind="neutral", why=why)
+        yield Change(key=key, old=launch.view.requested(key), new=fitting, kind="neutral", why=why)
 
 
 def _enough_tokens(launch: Launch) -> Iterator[Change]:
     key, now = launch.key("max_num_batched_tokens"), launch.number("max_num_batched_tokens", 8192)
     if launch.refuses_small_batches and now < launch.model_len:
         why = f"verl refuses chunked prefill with fewer batched tokens than the {launch.model_len} of a sequence"
-        yield Change(key=key, old=value(launch.view, key), new=launch.model_len, kind="neutral", why=why)
+        yield Change(key=key, old=launch.view.requested(key), new=launch.model_len, kind="neutral", why=why)
 
 
 def _no_graphs(launch: Launch) -> Iterator[Change]:

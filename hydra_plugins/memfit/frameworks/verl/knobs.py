@@ -14,8 +14,8 @@ from hydra_plugins.memfit.frameworks.verl import batches
 from hydra_plugins.memfit.frameworks.verl import read as r
 from hydra_plugins.memfit.frameworks.verl.launch import ACTOR, FRACTION, MODEL, REF, ROLLOUT, TENSOR_PARALLEL, Launch
 from hydra_plugins.memfit.frameworks.verl.tokens import Batch
-from hydra_plugins.memfit.frameworks.view import MISSING, View
-from hydra_plugins.memfit.planning.problem import SOLVE, Knob, Value
+from hydra_plugins.memfit.frameworks.view import View
+from hydra_plugins.memfit.planning.problem import SOLVE, Knob
 
 _MOST_SEQUENCES = 64
 """Whole sequences that a lowered soft budget holds at most: more in one micro-batch make no step faster."""
@@ -88,17 +88,12 @@ def knobs(view: View, launch: Launch) -> tuple[Knob, ...]:
     )
 
 
-def _composed(view: View, key: str) -> Value:
-    value = view.composed(key)
-    return None if value is MISSING else value
-
-
 def _switch(view: View, key: str, *, cost: int, why: str, default: bool = False) -> Iterator[Knob]:
     """A flag that saves memory when it is on; where it is on, switching it off is faster."""
     if not view.section(key.rpartition(".")[0]):
         return
     fast = (False,) if view.flag(key, default) else ()
-    yield Knob(key=key, requested=_composed(view, key), candidates=(True,), cost=cost, why=why, fast=fast)
+    yield Knob(key=key, requested=view.requested(key), candidates=(True,), cost=cost, why=why, fast=fast)
 
 
 def _saver(view: View, key: str, *, cost: int, why: str, default: bool = False) -> Iterator[Knob]:
@@ -114,7 +109,7 @@ def _free(view: View, launch: Launch) -> Iterator[Knob]:
             key = f"{section}.fsdp_size"
             if view.section(section) and view.integer(key, -1, minimum=-1) <= 1:
                 why = "the same sharding, and verl frees the gathered embedding after log-probabilities"
-                yield Knob(key=key, requested=_composed(view, key), candidates=(launch.world_size,), cost=10, why=why)
+                yield Knob(key=key, requested=view.requested(key), candidates=(launch.world_size,), cost=10, why=why)
     if view.optional_integer(f"{ROLLOUT}.max_model_len") is None and _single_turn(view):
         key, need = f"{ROLLOUT}.max_model_len", batches.max_length(view)
         if need < r.max_model_len(view, launch):
@@ -146,7 +141,7 @@ def _bucket(view: View, launch: Launch) -> Iterator[Knob]:
     smaller = tuple(size for size in (1024, 512, 256) if size < now)
     if smaller:
         why = "a smaller buffer for the weight transfer"
-        yield Knob(key=key, requested=_composed(view, key), candidates=smaller, cost=14, why=why)
+        yield Knob(key=key, requested=view.requested(key), candidates=smaller, cost=14, why=why)
 
 
 # -- micro-batches --------------------------------------------------------------------------------------------------
@@ -204,7 +199,7 @@ def _batch_knobs(
     if candidates or fast:
         yield Knob(
             key=key,
-            requested=_composed(view, key),
+            requested=view.requested(key),
             candidates=candidates,
             cost=cost,
             why=why if now is not None else "verl needs a value: the largest micro-batch that fits",
@@ -221,7 +216,7 @@ def _whole_over_local(view: View, key: str, batch: Batch) -> int:
 def _budget_knobs(view: View, key: str, batch: Batch, cost: int, why: str, default: int | None) -> Iterator[Knob]:
     floor = _rounded(-(-batch.max_length // batch.sequence_parallel), 1)
     now = batch.budget
-    requested = _composed(view, key)
+    requested = view.requested(key)
     whole = batch.local_sequences * batch.max_length // batch.sequence_parallel
     cheap = tuple(dict.fromkeys(value for value in _steps(now, floor, batch) if 2 * floor <= value < now))
     tight = tuple(dict.fromkeys(value for value in _steps(now, floor, batch) if floor <= value < min(now, 2 * floor)))
@@ -258,16 +253,16 @@ def _engine(view: View, launch: Launch) -> Iterator[Knob]:
     if max(16, concurrent) < seqs:
         why = "no more sequences than one engine ever has in flight"
         key = f"{ROLLOUT}.max_num_seqs"
-        yield Knob(key=key, requested=_composed(view, key), candidates=(max(16, concurrent),), cost=18, why=why)
+        yield Knob(key=key, requested=view.requested(key), candidates=(max(16, concurrent),), cost=18, why=why)
     batched = view.integer(f"{ROLLOUT}.max_num_batched_tokens", 8192)
     if view.flag(f"{ROLLOUT}.enable_chunked_prefill", True) and launch.behaviour.null_model_len_is_model_limit:
         smaller = tuple(size for size in (4096, 2048) if min(seqs, max(16, concurrent)) <= size < batched)
         if smaller:
             why = "a smaller prefill chunk: less workspace in the engine"
             key = f"{ROLLOUT}.max_num_batched_tokens"
-            yield Knob(key=key, requested=_composed(view, key), candidates=smaller, cost=32, why=why)
+            yield Knob(key=key, requested=view.requested(key), candidates=smaller, cost=32, why=why)
     why = "the largest useful share of the GPU that leaves room for the trainer"
-    yield Knob(key=FRACTION, requested=_composed(view, FRACTION), candidates=(SOLVE,), cost=30, why=why, fast=(SOLVE,))
+    yield Knob(key=FRACTION, requested=view.requested(FRACTION), candidates=(SOLVE,), cost=30, why=why, fast=(SOLVE,))
     if launch.behaviour.engine_share_is_own or not view.flag(f"{ROLLOUT}.free_cache_engine", True):
         why = "no CUDA graphs: they stay on the GPU while the engine sleeps"
         yield from _switch(view, f"{ROLLOUT}.enforce_eager", cost=50, why=why)
@@ -285,7 +280,7 @@ def _tensor_parallel(view: View, launch: Launch) -> Iterator[Knob]:
         why = "the engine's weights and cache are spread over more GPUs"
         yield Knob(
             key=TENSOR_PARALLEL,
-            requested=_composed(view, TENSOR_PARALLEL),
+            requested=view.requested(TENSOR_PARALLEL),
             candidates=tuple(sizes),
             cost=40,
             why=why,
@@ -340,7 +335,7 @@ def _ulysses(view: View, launch: Launch) -> Iterator[Knob]:
     if sizes:
         yield Knob(
             key=key,
-            requested=_composed(view, key),
+            requested=view.requested(key),
             candidates=sizes,
             cost=46,
             why="a sequence is spread over several GPUs",
@@ -389,7 +384,7 @@ def _policy(view: View, key: str, strategies: list[str], whose: str, *, cost: in
         return
     yield Knob(
         key=key,
-        requested=_composed(view, key),
+        requested=view.requested(key),
         candidates=(True,),
         cost=cost,
         why=f"{whose} parameters, gradients and optimizer live on the host, and the optimizer step runs there",
@@ -402,14 +397,14 @@ def _semantic(view: View, launch: Launch) -> Iterator[Knob]:
     key = f"{ACTOR}.fsdp_config.model_dtype"
     if view.has(key) and r._master_bytes(view, f"{ACTOR}.fsdp_config") == 4:
         why = "parameters, gradients and moments in bf16: half the memory, coarser updates"
-        yield Knob(key=key, requested=_composed(view, key), candidates=("bfloat16",), cost=80, kind="semantic", why=why)
+        yield Knob(key=key, requested=view.requested(key), candidates=("bfloat16",), cost=80, kind="semantic", why=why)
     key, now = "data.max_response_length", view.integer("data.max_response_length", 512)
     shorter = tuple(length for length in (now * 3 // 4, now // 2, now // 4) if length >= 64)
     if shorter:
         why = "shorter responses"
         yield Knob(
             key=key,
-            requested=_composed(view, key),
+            requested=view.requested(key),
             candidates=shorter,
             cost=90,
             kind="semantic",
