@@ -16,6 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hydra_plugins.memfit.base.units import ceil_div
+from hydra_plugins.memfit.model.spec import ModelSpec
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,6 +42,23 @@ class Sharding:
     """False for a frozen base (LoRA): its units are gathered, no gradient of theirs is reduced."""
     reshard_after_forward: bool = True
     forward_prefetch: bool = False
+
+    @classmethod
+    def of(
+        cls, model: ModelSpec, *, version: int, ranks: int, trainable: bool = True, vocabulary_head: bool = True
+    ) -> Sharding:
+        """Return how ``model`` is wrapped: a unit for each decoder layer, and what is left in the root."""
+        return cls(
+            version=version,
+            ranks=ranks,
+            layer=model.layer_parameters,
+            root=model.root_parameters,
+            embedding=model.embedding_parameters,
+            layers=model.num_hidden_layers,
+            tied=model.tie_word_embeddings,
+            vocabulary_head=vocabulary_head,
+            trainable=trainable,
+        )
 
     @property
     def single(self) -> bool:

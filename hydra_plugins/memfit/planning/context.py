@@ -29,3 +29,13 @@ class Context:
     """Keys that stand after the hardware group, or in ``memfit.pin``: the planner never touches them."""
     explicit: frozenset[str] = frozenset()
     """Keys that the user wrote himself (command line), as against defaults of the framework."""
+
+    @property
+    def budget_bytes(self) -> int:
+        """What the launch may use of one device: its capacity less the margin and less what others hold."""
+        return max(1, int(self.hardware.capacity_bytes * (1 - self.settings.margin)) - self.hardware.held_bytes)
+
+    @property
+    def host_budget_bytes(self) -> int:
+        """Memory of one host; 0 where it is not known."""
+        return self.settings.host_memory_bytes or self.hardware.host_memory_bytes or 0

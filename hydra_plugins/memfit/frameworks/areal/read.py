@@ -226,17 +226,7 @@ def checkpointing(view: View, launch: Launch, section: str) -> bool:
 
 def _sharding(model: ModelSpec, launch: Launch, *, trainable: bool, vocabulary_head: bool) -> Sharding:
     side = launch.layout.trainer
-    return Sharding(
-        version=2,
-        ranks=side.d * side.c,
-        layer=model.layer_parameters,
-        root=model.root_parameters,
-        embedding=model.embedding_parameters,
-        layers=model.num_hidden_layers,
-        tied=model.tie_word_embeddings,
-        vocabulary_head=vocabulary_head,
-        trainable=trainable,
-    )
+    return Sharding.of(model, version=2, ranks=side.d * side.c, trainable=trainable, vocabulary_head=vocabulary_head)
 
 
 def _reference(view: View, launch: Launch) -> Role:

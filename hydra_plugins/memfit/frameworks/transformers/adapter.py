@@ -45,12 +45,6 @@ class _Launch:
     version: str
     element_bytes: int
 
-    @property
-    def budget_bytes(self) -> int:
-        """Capacity less the margin and less what other processes hold."""
-        hardware = self.context.hardware
-        return max(1, int(hardware.capacity_bytes * (1 - self.context.settings.margin)) - hardware.held_bytes)
-
     def count(self, name: str, default: int, view: View | None = None) -> int:
         """Return a whole number of the app's config."""
         return (view or self.view).integer(self.keys[name], default)
@@ -122,7 +116,7 @@ class _Launch:
         """Return the prediction for ``values`` by the app's keys."""
         call = self.call(self.view.with_values(values))
         peak = process(self.model, call, expandable_segments=_expandable(self.context))
-        return Estimate(phases=(PhaseEstimate(name="generate", trainer=peak, budget_bytes=self.budget_bytes),))
+        return Estimate(phases=(PhaseEstimate(name="generate", trainer=peak, budget_bytes=self.context.budget_bytes),))
 
 
 def _expandable(context: Context) -> bool:

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from hydra_plugins.memfit.base.errors import ConfigError, NotModelled
-from hydra_plugins.memfit.frameworks.verl import defaults, keys, knobs, read
+from hydra_plugins.memfit.base.errors import NotModelled
+from hydra_plugins.memfit.frameworks.verl import defaults, keys, knobs, read, surroundings
 from hydra_plugins.memfit.frameworks.verl.checks import (
     blockers,
     broken_heads,
@@ -17,9 +17,9 @@ from hydra_plugins.memfit.frameworks.verl.checks import (
     refuse_values_for_sections,
     unset_micro_batches,
 )
-from hydra_plugins.memfit.frameworks.verl.knobs import WRITABLE_KEYS
 from hydra_plugins.memfit.frameworks.verl.launch import MODEL, Launch
 from hydra_plugins.memfit.frameworks.verl.versions import behaviour
+from hydra_plugins.memfit.frameworks.verl.writable import WRITABLE_KEYS
 from hydra_plugins.memfit.frameworks.view import MISSING, View
 from hydra_plugins.memfit.memory.breakdown import Estimate
 from hydra_plugins.memfit.model.spec import ModelSpec
@@ -34,11 +34,10 @@ CRITIC_PLACEHOLDER = "~/models/deepseek-llm-7b-chat"
 
 
 @dataclass(frozen=True)
-class VerlAdapter:
+class VerlAdapter(defaults.Releases):
     """Reads verl's ``main_ppo`` launches, FSDP and FSDP2, with a vLLM or SGLang rollout on the same GPUs."""
 
     name: str = "verl"
-    versions: tuple[str, ...] = defaults.VERSIONS
 
     def recognises(self, config: Mapping[str, Any]) -> bool:
         """Whether the config has verl's ``actor_rollout_ref`` section."""
@@ -59,10 +58,6 @@ class VerlAdapter:
             raise NotModelled(f"model_engine={engine} is not modelled; memfit knows the configs of dp and megatron.")
         is_megatron = engine == "megatron" or any("megatron" in key.split(".") for key in asked)
         return defaults.load(defaults.pick_version(version), trainer="megatron" if is_megatron else "fsdp")
-
-    def pick_version(self, asked: str | None) -> str:
-        """Return the known release that stands for ``asked``, else for the installed one, else the newest."""
-        return defaults.pick_version(asked or defaults.installed_version())
 
     def versions_with(self, key: str) -> tuple[str, ...]:
         """Return the releases that have ``key``, in a yaml or in a dataclass only."""
@@ -105,19 +100,15 @@ class VerlAdapter:
 
 def _launch(view: View, context: Context) -> Launch:
     settings, hardware = context.settings, context.hardware
-    if hardware.kind != "gpu":
-        raise NotModelled(
-            f"verl on {hardware.name} ({hardware.kind}) is not modelled; name a GPU, e.g. +hardware=h200."
-        )
+    surroundings.refuse_other_than_gpus(hardware)
     asked = settings.framework_version or defaults.installed_version()
     version = defaults.pick_version(asked)
-    gpus, nodes = _gpus(view, context)
+    gpus, nodes = surroundings.gpus(view, context)
     engine = read.rollout_name(view)
     engine_version = (
         settings.engine_version or defaults.installed_engine_version(engine) or defaults.engine_pin(version, engine)
     )
-    actor = _model(view, context, f"{MODEL}.path", context.model)
-    host = settings.host_memory_bytes or hardware.host_memory_bytes or 0
+    actor = surroundings.model(view, context, f"{MODEL}.path", context.model)
     return Launch(
         version=version,
         behaviour=behaviour(version, engine_workers=view.raw("trainer.use_legacy_worker_impl") == "disable"),
@@ -126,9 +117,9 @@ def _launch(view: View, context: Context) -> Launch:
         critic_model=_critic_model(view, context, actor) if read.has_critic(view) else None,
         settings=settings,
         capacity_bytes=hardware.capacity_bytes,
-        budget_bytes=max(1, int(hardware.capacity_bytes * (1 - settings.margin)) - hardware.held_bytes),
+        budget_bytes=context.budget_bytes,
         held_bytes=hardware.held_bytes,
-        host_budget_bytes=host,
+        host_budget_bytes=context.host_budget_bytes,
         gpus_per_node=gpus,
         nodes=nodes,
         flash_cross_entropy=has_flash_attention(hardware)
@@ -136,35 +127,12 @@ def _launch(view: View, context: Context) -> Launch:
     )
 
 
-def _gpus(view: View, context: Context) -> tuple[int, int]:
-    asked = view.integer("trainer.n_gpus_per_node", 8)
-    gpus = context.gpus_per_node or asked
-    nodes = context.nodes or view.integer("trainer.nnodes", 1)
-    present = context.hardware.gpus_per_node
-    if present is not None and gpus > present:
-        raise ConfigError(
-            f"trainer.n_gpus_per_node={gpus}, but this node shows {present} "
-            f"({context.hardware.product}, {context.hardware.source}). Set trainer.n_gpus_per_node={present}, or name the "
-            f"hardware of the node that will run it, e.g. +hardware={context.hardware.name}."
-        )
-    return gpus, nodes
-
-
-def _model(view: View, context: Context, key: str, given: ModelSpec | None) -> ModelSpec:
-    if given is not None:
-        return given
-    path = view.text(key, "")
-    if not path:
-        raise ConfigError(f"{key} is not set, so the model is unknown. Set it, or add +model=qwen2.5-7b.")
-    return context.resolve_model(path)
-
-
 def _critic_model(view: View, context: Context, actor: ModelSpec) -> ModelSpec:
     """The critic's own path; verl's placeholder stands for the actor's architecture, unless the user wrote it."""
     key = "critic.model.path"
     if key not in context.explicit and view.composed(key) in (MISSING, None, CRITIC_PLACEHOLDER):
         return actor
-    return _model(view, context, key, None)
+    return surroundings.model(view, context, key, None)
 
 
 def _refuse_unmodelled(view: View) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 from hydra_plugins.memfit.base.errors import ConfigError, NotModelled
 from hydra_plugins.memfit.frameworks.verl.launch import ACTOR, MODEL, REF, ROLLOUT, Launch
 from hydra_plugins.memfit.frameworks.verl.tokens import Batch
@@ -43,110 +45,119 @@ def _sequences(view: View, prompts: int) -> int:
     return prompts * samples
 
 
-def _batch(
-    view: View, launch: Launch, *, dynamic: bool, budget: int, micro_key: str, sequences: int, sp: int, packed: bool
-) -> Batch:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PassKeys:
+    """The keys that lead to the micro-batches of one pass."""
+
+    section: str
+    micro: str
+    """Name of the deprecated key over all GPUs; with ``_per_gpu`` behind it, of the one for each GPU."""
+    budget: str
+    """Name of the token budget for each GPU."""
+    dynamic: str
+    """Name of the switch between the two."""
+    budget_default: int = 16384
+
+    @property
+    def micro_key(self) -> str:
+        """Dotted key of the micro-batch over all GPUs."""
+        return f"{self.section}.{self.micro}"
+
+    @property
+    def budget_key(self) -> str:
+        """Dotted key of the token budget."""
+        return f"{self.section}.{self.budget}"
+
+
+UPDATE_ACTOR, OLD_LOG_PROB, REF_LOG_PROB = "update_actor", "old_log_prob", "ref_log_prob"
+UPDATE_CRITIC, VALUES = "update_critic", "values"
+
+_ACTOR = PassKeys(
+    section=ACTOR, micro="ppo_micro_batch_size", budget="ppo_max_token_len_per_gpu", dynamic="use_dynamic_bsz"
+)
+_OLD = PassKeys(
+    section=ROLLOUT,
+    micro="log_prob_micro_batch_size",
+    budget="log_prob_max_token_len_per_gpu",
+    dynamic="log_prob_use_dynamic_bsz",
+)
+_CRITIC = replace(_ACTOR, section="critic", budget_default=32768)
+_PASSES = {
+    UPDATE_ACTOR: _ACTOR,
+    OLD_LOG_PROB: _OLD,
+    REF_LOG_PROB: replace(_OLD, section=REF),
+    UPDATE_CRITIC: _CRITIC,
+    VALUES: replace(_CRITIC, micro="forward_micro_batch_size", budget="forward_max_token_len_per_gpu"),
+}
+
+
+def pass_keys(name: str, launch: Launch) -> PassKeys:
+    """Return the keys of one pass; the critic's budgets have other names in some releases."""
+    keys, b = _PASSES[name], launch.behaviour
+    if name == UPDATE_CRITIC and b.critic_single_budget:
+        return replace(keys, budget="ppo_infer_max_token_len_per_gpu")
+    return replace(keys, budget=b.critic_forward_budget) if name == VALUES else keys
+
+
+def uses_reference(view: View) -> bool:
+    """Whether log-probabilities of a reference model are computed."""
+    return view.flag(f"{ACTOR}.use_kl_loss", False) or view.flag("algorithm.use_kl_in_reward", False)
+
+
+def active(view: View, launch: Launch) -> tuple[str, ...]:
+    """Return the passes that a step of this launch takes."""
+    reference = (REF_LOG_PROB,) if uses_reference(view) else ()
+    critic = (UPDATE_CRITIC, VALUES) if launch.critic_model is not None else ()
+    return (UPDATE_ACTOR, OLD_LOG_PROB, *reference, *critic)
+
+
+def batch(view: View, launch: Launch, name: str) -> Batch:
+    """Return the micro-batches of one pass."""
+    keys, sp = pass_keys(name, launch), _sequence_parallel(view, launch, name)
     dp = max(1, launch.world_size // sp)
-    micro = view.optional_integer(f"{micro_key}_per_gpu")
+    micro = view.optional_integer(f"{keys.micro_key}_per_gpu")
     if micro is None:
-        whole = view.optional_integer(micro_key)
+        whole = view.optional_integer(keys.micro_key)
         micro = None if whole is None else max(1, whole // dp)
+    model = "critic.model" if keys.section == "critic" else MODEL
     return Batch(
-        dynamic=dynamic,
-        budget=budget,
+        dynamic=_dynamic(view, launch, keys),
+        budget=view.integer(keys.budget_key, keys.budget_default),
         micro_batch=micro,
-        local_sequences=max(1, -(-sequences // dp)),
+        local_sequences=max(1, -(-_pass_sequences(view, launch, name, dp) // dp)),
         sequence_parallel=sp,
         max_length=max_length(view),
-        packed=packed,
+        packed=view.flag(f"{model}.use_remove_padding", False),
         hard_budget=launch.behaviour.hard_token_budget,
         lengths=launch.settings.lengths,
     )
 
 
-def _normalised(sequences: int, launch: Launch, sp: int) -> int:
+def _dynamic(view: View, launch: Launch, keys: PassKeys) -> bool:
+    if keys.section == "critic" and launch.behaviour.critic_always_dynamic:
+        return True
+    return view.flag(f"{keys.section}.{keys.dynamic}", view.flag(f"{ACTOR}.use_dynamic_bsz", False))
+
+
+def _sequence_parallel(view: View, launch: Launch, name: str) -> int:
+    if name == REF_LOG_PROB:
+        return view.integer(f"{REF}.ulysses_sequence_parallel_size", sequence_parallel(view))
+    return critic_sequence_parallel(view, launch) if name in (UPDATE_CRITIC, VALUES) else sequence_parallel(view)
+
+
+def _pass_sequences(view: View, launch: Launch, name: str, dp: int) -> int:
+    """Sequences of the whole pass: a mini-batch in an update, else the batch of the step."""
+    if name == UPDATE_ACTOR:
+        return _normalised(mini_sequences(view), launch, dp)
+    if name == UPDATE_CRITIC:
+        mini = view.integer("critic.ppo_mini_batch_size", view.integer(f"{ACTOR}.ppo_mini_batch_size", 256))
+        return _normalised(mini * view.integer(f"{ROLLOUT}.n", 1), launch, dp)
+    return sequences_per_step(view)
+
+
+def _normalised(sequences: int, launch: Launch, dp: int) -> int:
     """Sequences of a mini-batch that verl trains on: up to 0.7 it drops what does not divide among the ranks."""
-    dp = max(1, launch.world_size // sp)
     return sequences - sequences % dp if launch.behaviour.legacy_workers and sequences > dp else sequences
-
-
-def actor_batch(view: View, launch: Launch) -> Batch:
-    """Return the micro-batches of the actor's update."""
-    return _batch(
-        view,
-        launch,
-        dynamic=view.flag(f"{ACTOR}.use_dynamic_bsz", False),
-        budget=view.integer(f"{ACTOR}.ppo_max_token_len_per_gpu", 16384),
-        micro_key=f"{ACTOR}.ppo_micro_batch_size",
-        sequences=_normalised(mini_sequences(view), launch, sequence_parallel(view)),
-        sp=sequence_parallel(view),
-        packed=view.flag(f"{MODEL}.use_remove_padding", False),
-    )
-
-
-def rollout_log_prob_batch(view: View, launch: Launch) -> Batch:
-    """Return the micro-batches of the old log-probabilities."""
-    actor_dynamic = view.flag(f"{ACTOR}.use_dynamic_bsz", False)
-    return _batch(
-        view,
-        launch,
-        dynamic=view.flag(f"{ROLLOUT}.log_prob_use_dynamic_bsz", actor_dynamic),
-        budget=view.integer(f"{ROLLOUT}.log_prob_max_token_len_per_gpu", 16384),
-        micro_key=f"{ROLLOUT}.log_prob_micro_batch_size",
-        sequences=sequences_per_step(view),
-        sp=sequence_parallel(view),
-        packed=view.flag(f"{MODEL}.use_remove_padding", False),
-    )
-
-
-def reference_batch(view: View, launch: Launch) -> Batch:
-    """Return the micro-batches of the reference's log-probabilities."""
-    actor_dynamic = view.flag(f"{ACTOR}.use_dynamic_bsz", False)
-    return _batch(
-        view,
-        launch,
-        dynamic=view.flag(f"{REF}.log_prob_use_dynamic_bsz", actor_dynamic),
-        budget=view.integer(f"{REF}.log_prob_max_token_len_per_gpu", 16384),
-        micro_key=f"{REF}.log_prob_micro_batch_size",
-        sequences=sequences_per_step(view),
-        sp=view.integer(f"{REF}.ulysses_sequence_parallel_size", sequence_parallel(view)),
-        packed=view.flag(f"{MODEL}.use_remove_padding", False),
-    )
-
-
-def critic_batch(view: View, launch: Launch) -> Batch:
-    """Return the micro-batches of the critic's update."""
-    single = launch.behaviour.critic_single_budget
-    key = "critic.ppo_infer_max_token_len_per_gpu" if single else "critic.ppo_max_token_len_per_gpu"
-    mini = view.integer("critic.ppo_mini_batch_size", view.integer(f"{ACTOR}.ppo_mini_batch_size", 256))
-    return _batch(
-        view,
-        launch,
-        dynamic=launch.behaviour.critic_always_dynamic
-        or view.flag("critic.use_dynamic_bsz", view.flag(f"{ACTOR}.use_dynamic_bsz", False)),
-        budget=view.integer(key, 32768),
-        micro_key="critic.ppo_micro_batch_size",
-        sequences=_normalised(mini * view.integer(f"{ROLLOUT}.n", 1), launch, critic_sequence_parallel(view, launch)),
-        sp=critic_sequence_parallel(view, launch),
-        packed=view.flag("critic.model.use_remove_padding", False),
-    )
-
-
-def critic_forward_batch(view: View, launch: Launch) -> Batch:
-    """Return the micro-batches of the values."""
-    update = critic_batch(view, launch)
-    own = view.integer(launch.behaviour.critic_forward_budget, 32768)
-    budget = update.budget if launch.behaviour.critic_single_budget else own
-    return _batch(
-        view,
-        launch,
-        dynamic=update.dynamic,
-        budget=budget,
-        micro_key="critic.forward_micro_batch_size",
-        sequences=sequences_per_step(view),
-        sp=update.sequence_parallel,
-        packed=update.packed,
-    )
 
 
 def sequence_parallel(view: View) -> int:

@@ -9,7 +9,6 @@ from hydra_plugins.memfit.base.errors import ConfigError
 from hydra_plugins.memfit.frameworks.verl import batches
 from hydra_plugins.memfit.frameworks.verl import read as r
 from hydra_plugins.memfit.frameworks.verl.launch import ACTOR, MODEL, REF, ROLLOUT, TENSOR_PARALLEL, Launch
-from hydra_plugins.memfit.frameworks.verl.tokens import Batch
 from hydra_plugins.memfit.frameworks.verl.versions import parse
 from hydra_plugins.memfit.frameworks.view import MISSING, View, unpinned
 from hydra_plugins.memfit.hardware.spec import Hardware
@@ -98,38 +97,23 @@ def _mini_batch(view: View, explicit: Collection[str]) -> list[Change]:
 
 
 def _budgets(view: View, launch: Launch) -> list[Change]:
-    passes: list[tuple[str, Batch]] = [
-        (f"{ACTOR}.ppo_max_token_len_per_gpu", batches.actor_batch(view, launch)),
-        (f"{ROLLOUT}.log_prob_max_token_len_per_gpu", batches.rollout_log_prob_batch(view, launch)),
-    ]
-    if view.flag(f"{ACTOR}.use_kl_loss", False) or view.flag("algorithm.use_kl_in_reward", False):
-        passes.append((f"{REF}.log_prob_max_token_len_per_gpu", batches.reference_batch(view, launch)))
-    if launch.critic_model is not None:
-        single = launch.behaviour.critic_single_budget
-        name = "ppo_infer_max_token_len_per_gpu" if single else "ppo_max_token_len_per_gpu"
-        passes.append((f"critic.{name}", batches.critic_batch(view, launch)))
-        if not single:
-            passes.append((launch.behaviour.critic_forward_budget, batches.critic_forward_batch(view, launch)))
     changes = []
-    for key, batch in passes:
+    for name in batches.active(view, launch):
+        key, batch = batches.pass_keys(name, launch).budget_key, batches.batch(view, launch, name)
         need = -(-batch.longest // batch.sequence_parallel)
         if batch.dynamic and batch.budget < need:
             why = f"one sequence of {batch.longest} tokens must fit into a micro-batch"
             changes.append(Change(key=key, old=view.requested(key), new=need, kind="neutral", why=why))
-    return changes
+    return list(dict.fromkeys(changes))
 
 
 def _global_micro_batches(view: View, launch: Launch) -> list[Change]:
     """The engine classes insist on the per-GPU keys; the deprecated global ones pass verl's validation and die later."""
     if launch.behaviour.legacy_workers:
         return []
-    passes = {
-        f"{ACTOR}.ppo_micro_batch_size": batches.actor_batch(view, launch),
-        f"{ROLLOUT}.log_prob_micro_batch_size": batches.rollout_log_prob_batch(view, launch),
-        f"{REF}.log_prob_micro_batch_size": batches.reference_batch(view, launch),
-    }
     changes = []
-    for key, batch in passes.items():
+    for name in (batches.UPDATE_ACTOR, batches.OLD_LOG_PROB, batches.REF_LOG_PROB):
+        key, batch = batches.pass_keys(name, launch).micro_key, batches.batch(view, launch, name)
         whole = view.optional_integer(key)
         if batch.dynamic or whole is None or view.optional_integer(f"{key}_per_gpu") is not None:
             continue
@@ -253,10 +237,8 @@ def broken_heads(view: View, launch: Launch) -> tuple[Shortfall, ...]:
 
 def unset_micro_batches(view: View, launch: Launch) -> tuple[str, ...]:
     """Return what a prediction assumes for micro-batches that are not set, where verl would refuse the launch."""
-    passes = {
-        f"{ACTOR}.ppo_micro_batch_size_per_gpu": batches.actor_batch(view, launch),
-        f"{ROLLOUT}.log_prob_micro_batch_size_per_gpu": batches.rollout_log_prob_batch(view, launch),
-    }
+    names = (batches.UPDATE_ACTOR, batches.OLD_LOG_PROB)
+    passes = {f"{batches.pass_keys(n, launch).micro_key}_per_gpu": batches.batch(view, launch, n) for n in names}
     return tuple(
         f"{key} is unset without use_dynamic_bsz: verl refuses that; a prediction for it takes the whole batch of one GPU, "
         f"{batch.local_sequences} sequences, at once."

@@ -9,6 +9,7 @@ import importlib.metadata
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
@@ -86,6 +87,17 @@ def engine_pin(version: str, engine: str) -> str:
         raise UnknownName("verl version", version, VERSIONS)
     newest: str = _engines()[version][engine]["newest"]
     return newest
+
+
+@dataclass(frozen=True)
+class Releases:
+    """What verl's adapters share: each knows the same releases."""
+
+    versions: tuple[str, ...] = VERSIONS
+
+    def pick_version(self, asked: str | None) -> str:
+        """Return the known release that stands for ``asked``, else for the installed one, else the newest."""
+        return pick_version(asked or installed_version())
 
 
 def _record(version: str, trainer: str) -> dict[str, Any]:

@@ -42,11 +42,10 @@ def load(version: str) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class VerlGenerationAdapter:
+class VerlGenerationAdapter(defaults.Releases):
     """Reads verl's ``main_generation`` and, when it is named, ``main_generation_server``."""
 
     name: str = NAME
-    versions: tuple[str, ...] = defaults.VERSIONS
 
     def recognises(self, config: Mapping[str, Any]) -> bool:
         """Whether the config has the sections of generation.yaml; a server's config is one of training, and is not."""
@@ -67,10 +66,6 @@ class VerlGenerationAdapter:
         version = defaults.pick_version(version)
         is_server = version not in YAML_VERSIONS or any(key.split(".")[0] == PPO_SECTION for key in asked)
         return defaults.load(version) if is_server else load(version)
-
-    def pick_version(self, asked: str | None) -> str:
-        """Return the known release that stands for ``asked``, else for the installed one, else the newest."""
-        return defaults.pick_version(asked or defaults.installed_version())
 
     def versions_with(self, key: str) -> tuple[str, ...]:
         """Return the releases in which one of the two entries has ``key``."""

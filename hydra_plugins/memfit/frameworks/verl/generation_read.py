@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from hydra_plugins.memfit.base.errors import ConfigError, NotModelled
 from hydra_plugins.memfit.base.units import ceil_div
-from hydra_plugins.memfit.frameworks.verl import defaults
+from hydra_plugins.memfit.frameworks.verl import defaults, surroundings
 from hydra_plugins.memfit.frameworks.verl.versions import engine_share, parse
 from hydra_plugins.memfit.frameworks.view import View
 from hydra_plugins.memfit.memory import engine as engines
@@ -122,11 +122,8 @@ class Launch:
 
 def read_launch(view: View, context: Context) -> Launch:
     """Return the launch that the config describes; raises `ConfigError` and `NotModelled`."""
-    settings, hardware = context.settings, context.hardware
-    if hardware.kind != "gpu":
-        raise NotModelled(
-            f"verl on {hardware.name} ({hardware.kind}) is not modelled; name a GPU, e.g. +hardware=h200."
-        )
+    settings = context.settings
+    surroundings.refuse_other_than_gpus(context.hardware)
     is_server = view.section(PPO_SECTION)
     section = f"{PPO_SECTION}." if is_server else ""
     version = defaults.pick_version(settings.framework_version or defaults.installed_version())
@@ -139,15 +136,16 @@ def read_launch(view: View, context: Context) -> Launch:
     engine = engine_name(view, section)
     _refuse_unmodelled(view, section, is_server=is_server)
     installed = settings.engine_version or defaults.installed_engine_version(engine)
+    gpus, nodes = surroundings.gpus(view, context)
     return Launch(
         view=view,
         overrides={},
         context=context,
         version=version,
         engine_version=installed or defaults.engine_pin(version, engine),
-        model=_model(view, context, f"{section}model.path"),
-        gpus_per_node=_gpus(view, context),
-        nodes=context.nodes or view.integer("trainer.nnodes", 1),
+        model=surroundings.model(view, context, f"{section}model.path", context.model),
+        gpus_per_node=gpus,
+        nodes=nodes,
         is_server=is_server,
     )
 
@@ -180,39 +178,19 @@ def _refuse_unmodelled(view: View, section: str, *, is_server: bool) -> None:
         )
 
 
-def _model(view: View, context: Context, key: str) -> ModelSpec:
-    if context.model is not None:
-        return context.model
-    path = view.text(key, "")
-    if not path:
-        raise ConfigError(f"{key} is not set, so the model is unknown. Set it, or add +model=qwen2.5-7b.")
-    return context.resolve_model(path)
-
-
-def _gpus(view: View, context: Context) -> int:
-    gpus = context.gpus_per_node or view.integer("trainer.n_gpus_per_node", 8)
-    present = context.hardware.gpus_per_node
-    if present is not None and gpus > present:
-        raise ConfigError(
-            f"trainer.n_gpus_per_node={gpus}, but this node shows {present} ({context.hardware.product}, "
-            f"{context.hardware.source}). Set trainer.n_gpus_per_node={present}."
-        )
-    return gpus
-
-
 # -- what is where --------------------------------------------------------------------------------------------------
 def read_run(launch: Launch) -> ServingRun:
     """Return what is where, for the values that the launch is turned to."""
-    hardware, settings = launch.context.hardware, launch.context.settings
+    hardware = launch.context.hardware
     engine, sharding = _engine(launch), _sharding(launch)
     master = 2 if launch.hands_over else 4  # 0.6 builds the module with FSDPEngineConfig's own model_dtype, fp32
     moments = sync_moments(sharding, parameters=launch.model.parameters, master_bytes=master, bucket_bytes=0)
     return ServingRun(
         capacity_bytes=hardware.capacity_bytes,
-        budget_bytes=max(1, int(hardware.capacity_bytes * (1 - settings.margin)) - hardware.held_bytes),
+        budget_bytes=launch.context.budget_bytes,
         held_bytes=hardware.held_bytes,
         host_peak_bytes=_host_bytes(launch, engine, master),
-        host_budget_bytes=settings.host_memory_bytes or hardware.host_memory_bytes or 0,
+        host_budget_bytes=launch.context.host_budget_bytes,
         engine=engine,
         beside=_server_worker(launch) if launch.is_server else _fsdp_worker(launch, sharding, master),
         handover=moments if launch.hands_over else (),
@@ -234,15 +212,8 @@ def _fsdp_worker(launch: Launch, sharding: Sharding, master: int) -> MemoryBreak
 def _sharding(launch: Launch) -> Sharding:
     view, model, world = launch.view, launch.model, launch.world_size
     asked = view.integer("actor.fsdp_config.fsdp_size", -1, minimum=-1)
-    return Sharding(
-        version=2 if view.text("actor.strategy", "fsdp") == "fsdp2" else 1,
-        ranks=world if asked <= 0 or asked >= world else asked,
-        layer=model.layer_parameters,
-        root=model.root_parameters,
-        embedding=model.embedding_parameters,
-        layers=model.num_hidden_layers,
-        tied=model.tie_word_embeddings,
-    )
+    version = 2 if view.text("actor.strategy", "fsdp") == "fsdp2" else 1
+    return Sharding.of(model, version=version, ranks=world if asked <= 0 or asked >= world else asked)
 
 
 def _engine(launch: Launch) -> Engine:

@@ -8,82 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from math import isqrt
 
+from hydra_plugins.memfit.base.units import ceil_div, round_up
 from hydra_plugins.memfit.frameworks.verl import batches
 from hydra_plugins.memfit.frameworks.verl import read as r
+from hydra_plugins.memfit.frameworks.verl.batches import uses_reference
 from hydra_plugins.memfit.frameworks.verl.launch import ACTOR, FRACTION, MODEL, REF, ROLLOUT, TENSOR_PARALLEL, Launch
-from hydra_plugins.memfit.frameworks.verl.tokens import Batch
+from hydra_plugins.memfit.frameworks.verl.micro_batches import micro_batches
 from hydra_plugins.memfit.frameworks.view import View
 from hydra_plugins.memfit.planning.problem import SOLVE, Knob
-
-_MOST_SEQUENCES = 64
-"""Whole sequences that a lowered soft budget holds at most: more in one micro-batch make no step faster."""
-
-CRITIC_BUDGET = "critic.ppo_infer_max_token_len_per_gpu"
-
-WRITABLE_KEYS = frozenset(
-    {
-        f"{ACTOR}.fsdp_config.fsdp_size",
-        f"{ACTOR}.fsdp_config.model_dtype",
-        f"{ACTOR}.fsdp_config.offload_policy",
-        f"{ACTOR}.fsdp_config.optimizer_offload",
-        f"{ACTOR}.fsdp_config.param_offload",
-        f"{ACTOR}.ppo_max_token_len_per_gpu",
-        f"{ACTOR}.ppo_micro_batch_size",
-        f"{ACTOR}.ppo_mini_batch_size",
-        f"{ACTOR}.ppo_micro_batch_size_per_gpu",
-        f"{ACTOR}.strategy",
-        f"{ACTOR}.ulysses_sequence_parallel_size",
-        f"{MODEL}.enable_activation_offload",
-        f"{MODEL}.enable_gradient_checkpointing",
-        f"{MODEL}.use_fused_kernels",
-        f"{MODEL}.use_remove_padding",
-        f"{REF}.fsdp_config.fsdp_size",
-        f"{REF}.log_prob_max_token_len_per_gpu",
-        f"{REF}.log_prob_micro_batch_size",
-        f"{REF}.log_prob_micro_batch_size_per_gpu",
-        f"{REF}.strategy",
-        f"{REF}.ulysses_sequence_parallel_size",
-        f"{ROLLOUT}.checkpoint_engine.update_weights_bucket_megabytes",
-        f"{ROLLOUT}.enforce_eager",
-        f"{ROLLOUT}.gpu_memory_utilization",
-        f"{ROLLOUT}.layered_summon",
-        f"{ROLLOUT}.load_format",
-        f"{ROLLOUT}.log_prob_max_token_len_per_gpu",
-        f"{ROLLOUT}.log_prob_micro_batch_size",
-        f"{ROLLOUT}.log_prob_micro_batch_size_per_gpu",
-        f"{ROLLOUT}.max_model_len",
-        f"{ROLLOUT}.max_num_batched_tokens",
-        f"{ROLLOUT}.max_num_seqs",
-        f"{ROLLOUT}.tensor_model_parallel_size",
-        f"{ROLLOUT}.update_weights_bucket_megabytes",
-        "critic.forward_max_token_len_per_gpu",
-        "critic.forward_micro_batch_size",
-        "critic.forward_micro_batch_size_per_gpu",
-        "critic.fsdp.offload_policy",
-        "critic.fsdp.optimizer_offload",
-        "critic.fsdp.param_offload",
-        "critic.model.enable_gradient_checkpointing",
-        "critic.model.fsdp_config.offload_policy",
-        "critic.model.fsdp_config.optimizer_offload",
-        "critic.model.fsdp_config.param_offload",
-        CRITIC_BUDGET,
-        "critic.ppo_max_token_len_per_gpu",
-        "critic.strategy",
-        "critic.ppo_micro_batch_size",
-        "critic.ppo_micro_batch_size_per_gpu",
-        "data.max_response_length",
-    }
-)
-"""Every key that memfit may write into a verl config; a test keeps the list and docs/verl.md together."""
 
 
 def knobs(view: View, launch: Launch) -> tuple[Knob, ...]:
     """Return the knobs of the composed config, with the candidates that verl's own checks accept."""
     return tuple(
         knob
-        for group in (_free, _budgets, _engine, _offloads, _memory_for_compute, _semantic)
+        for group in (_free, micro_batches, _engine, _offloads, _memory_for_compute, _semantic)
         for knob in group(view, launch)
     )
 
@@ -142,107 +82,6 @@ def _bucket(view: View, launch: Launch) -> Iterator[Knob]:
     if smaller:
         why = "a smaller buffer for the weight transfer"
         yield Knob(key=key, requested=view.requested(key), candidates=smaller, cost=14, why=why)
-
-
-# -- micro-batches --------------------------------------------------------------------------------------------------
-def _budgets(view: View, launch: Launch) -> Iterator[Knob]:
-    forward = "fewer tokens in a micro-batch of the log-probabilities"
-    rollout = batches.rollout_log_prob_batch(view, launch)
-    yield from _batch_knobs(
-        view, ROLLOUT, "log_prob_max_token_len_per_gpu", "log_prob_micro_batch_size", rollout, 20, forward
-    )
-    if _uses_reference(view) and view.section(REF):
-        batch = batches.reference_batch(view, launch)
-        yield from _batch_knobs(
-            view, REF, "log_prob_max_token_len_per_gpu", "log_prob_micro_batch_size", batch, 21, forward
-        )
-    actor = batches.actor_batch(view, launch)
-    update = "fewer tokens in a micro-batch of the update; gradients are accumulated over more of them"
-    yield from _batch_knobs(view, ACTOR, "ppo_max_token_len_per_gpu", "ppo_micro_batch_size", actor, 22, update)
-    if launch.critic_model is not None:
-        yield from _critic_budgets(view, launch)
-
-
-def _uses_reference(view: View) -> bool:
-    return view.flag(f"{ACTOR}.use_kl_loss", False) or view.flag("algorithm.use_kl_in_reward", False)
-
-
-def _critic_budgets(view: View, launch: Launch) -> Iterator[Knob]:
-    why = "fewer tokens in a micro-batch of the critic"
-    update = batches.critic_batch(view, launch)
-    if launch.behaviour.critic_single_budget:
-        yield from _batch_knobs(view, "critic", "ppo_infer_max_token_len_per_gpu", "", update, 23, why, default=32768)
-        return
-    yield from _batch_knobs(view, "critic", "ppo_max_token_len_per_gpu", "ppo_micro_batch_size", update, 23, why)
-    forward = batches.critic_forward_batch(view, launch)
-    budget = launch.behaviour.critic_forward_budget.removeprefix("critic.")
-    yield from _batch_knobs(view, "critic", budget, "forward_micro_batch_size", forward, 23, why)
-
-
-def _batch_knobs(
-    view: View, section: str, budget: str, micro: str, batch: Batch, cost: int, why: str, default: int | None = None
-) -> Iterator[Knob]:
-    if batch.dynamic:
-        key = f"{section}.{budget}"
-        yield from _budget_knobs(view, key, batch, cost, why, default)
-        return
-    per_gpu, whole = f"{section}.{micro}_per_gpu", f"{section}.{micro}"
-    uses_whole = view.optional_integer(per_gpu) is None and view.optional_integer(whole) is not None
-    key, unit = (whole, _whole_over_local(view, whole, batch)) if uses_whole else (per_gpu, 1)
-    divisors = _divisors(batch.local_sequences)
-    mini = view.optional_integer(f"{section}.ppo_mini_batch_size") if uses_whole and micro.startswith("ppo") else None
-    if mini is not None:  # verl counts prompts here, not the sequences that they become
-        divisors = [d for d in divisors if mini % (d * unit) == 0]
-    now = batch.micro_batch
-    candidates = tuple(d * unit for d in divisors if now is None or d < now)
-    fast = tuple(d * unit for d in divisors if now is not None and d > now)
-    if candidates or fast:
-        yield Knob(
-            key=key,
-            requested=view.requested(key),
-            candidates=candidates,
-            cost=cost,
-            why=why if now is not None else "verl needs a value: the largest micro-batch that fits",
-            required=now is None,
-            fast=fast,
-        )
-
-
-def _whole_over_local(view: View, key: str, batch: Batch) -> int:
-    """How many ranks share the deprecated global micro-batch."""
-    return max(1, (view.optional_integer(key) or 1) // max(1, batch.micro_batch or 1))
-
-
-def _budget_knobs(view: View, key: str, batch: Batch, cost: int, why: str, default: int | None) -> Iterator[Knob]:
-    floor = _rounded(-(-batch.max_length // batch.sequence_parallel), 1)
-    now = batch.budget
-    requested = view.requested(key)
-    whole = batch.local_sequences * batch.max_length // batch.sequence_parallel
-    cheap = tuple(dict.fromkeys(value for value in _steps(now, floor, batch) if 2 * floor <= value < now))
-    tight = tuple(dict.fromkeys(value for value in _steps(now, floor, batch) if floor <= value < min(now, 2 * floor)))
-    fast = tuple(v for v in (16 * floor, 8 * floor, 4 * floor, 3 * floor, 2 * floor) if now < v <= max(whole, now))
-    if cheap or fast:
-        yield Knob(key=key, requested=requested, candidates=cheap, cost=cost, why=why, fast=fast)
-    if tight:
-        yield Knob(key=key, requested=requested, candidates=tight, cost=cost + 6, why=why)
-
-
-def _divisors(number: int) -> list[int]:
-    """The divisors of ``number``, largest first."""
-    small = [d for d in range(1, isqrt(number) + 1) if number % d == 0]
-    return sorted({*small, *(number // d for d in small)}, reverse=True)
-
-
-def _steps(now: int, floor: int, batch: Batch) -> list[int]:
-    """Budgets from ``now`` down to ``floor``; where the budget is soft, whole sequences only."""
-    if not batch.hard_budget:
-        return [k * floor for k in range(min(now // floor, _MOST_SEQUENCES), 0, -1)]
-    step = max(64, _rounded((now - floor) // 48, 64))
-    return [*range(now - now % 64, floor, -step), floor]
-
-
-def _rounded(value: int, multiple: int) -> int:
-    return -(-value // multiple) * multiple
 
 
 # -- the engine -----------------------------------------------------------------------------------------------------
@@ -352,15 +191,12 @@ def _spread(view: View, launch: Launch, size: object) -> dict[str, object]:
         return follow
     if view.has(reference) and view.integer(reference, 1) == batches.sequence_parallel(view):
         follow[reference] = size
-    passes = {
-        f"{ACTOR}.ppo_max_token_len_per_gpu": batches.actor_batch(view, launch),
-        f"{ROLLOUT}.log_prob_max_token_len_per_gpu": batches.rollout_log_prob_batch(view, launch),
-    }
-    if _uses_reference(view):
-        passes[f"{REF}.log_prob_max_token_len_per_gpu"] = batches.reference_batch(view, launch)
-    for key, batch in passes.items():
-        if batch.dynamic:
-            follow[key] = min(batch.budget, _rounded(-(-batch.max_length // size), 64 if batch.hard_budget else 1))
+    for name in batches.active(view, launch):
+        batch = batches.batch(view, launch, name)
+        if batch.dynamic and name not in (batches.UPDATE_CRITIC, batches.VALUES):
+            least = ceil_div(batch.max_length, size)
+            key = batches.pass_keys(name, launch).budget_key
+            follow[key] = min(batch.budget, round_up(least, 64) if batch.hard_budget else least)
     return follow
 
 
@@ -375,7 +211,7 @@ def _host_policy(view: View) -> Iterator[Knob]:
     key = f"{ACTOR}.fsdp_config.offload_policy"
     if not view.has(key) or view.flag(key, False) or view.integer(f"{MODEL}.lora_rank", 0, minimum=0):
         return
-    strategies = [f"{ACTOR}.strategy", *([f"{REF}.strategy"] if _uses_reference(view) else [])]
+    strategies = [f"{ACTOR}.strategy", *([f"{REF}.strategy"] if uses_reference(view) else [])]
     yield from _policy(view, key, strategies, "the actor's", cost=60)
 
 

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hydra_plugins.memfit.base.errors import ConfigError, NotModelled
-from hydra_plugins.memfit.frameworks.verl.batches import (
-    actor_batch,
-    critic_batch,
-    critic_forward_batch,
-    max_length,
-    reference_batch,
-    rollout_log_prob_batch,
-    sequences_per_step,
-)
+from hydra_plugins.memfit.frameworks.verl import batches
+from hydra_plugins.memfit.frameworks.verl.batches import batch, max_length, sequences_per_step, uses_reference
 from hydra_plugins.memfit.frameworks.verl.launch import (
     ACTOR,
     FRACTION,
@@ -41,7 +36,6 @@ def read(view: View, launch: Launch) -> ColocatedRun:
     strategy = _strategy(view, f"{ACTOR}.strategy")
     lora_rank = view.integer(f"{MODEL}.lora_rank", 0, minimum=0)
     actor = _actor(view, launch, strategy, lora_rank)
-    uses_reference = view.flag(f"{ACTOR}.use_kl_loss", False) or view.flag("algorithm.use_kl_in_reward", False)
     b = launch.behaviour
     return ColocatedRun(
         capacity_bytes=launch.capacity_bytes,
@@ -51,7 +45,7 @@ def read(view: View, launch: Launch) -> ColocatedRun:
         world_size=launch.world_size,
         gpus_per_node=launch.gpus_per_node,
         actor=actor,
-        reference=_reference(view, launch, actor, strategy, lora_rank) if uses_reference else None,
+        reference=_reference(view, launch, actor, strategy, lora_rank) if uses_reference(view) else None,
         reference_is_actor=lora_rank > 0,
         critic=_critic(view, launch) if launch.critic_model is not None else None,
         engine=_engine(view, launch, lora_rank),
@@ -88,16 +82,15 @@ def _sharding(
 ) -> Sharding:
     asked = view.integer(f"{section}.fsdp_size", -1, minimum=-1)
     world = launch.world_size
-    return Sharding(
+    sharding = Sharding.of(
+        model,
         version=2 if strategy == "fsdp2" else 1,
         ranks=world if asked <= 0 or asked >= world else asked,
-        layer=model.layer_parameters,
-        root=model.root_parameters,
-        embedding=model.embedding_parameters,
-        layers=model.num_hidden_layers,
-        tied=model.tie_word_embeddings,
-        vocabulary_head=vocabulary_head,
         trainable=trainable,
+        vocabulary_head=vocabulary_head,
+    )
+    return replace(
+        sharding,
         reshard_after_forward=view.flag(f"{section}.reshard_after_forward", True),
         forward_prefetch=view.flag(f"{section}.forward_prefetch", False),
     )
@@ -117,7 +110,7 @@ def _keeps_root(view: View, launch: Launch, section: str) -> bool:
 # -- the policy -----------------------------------------------------------------------------------------------------
 def _actor(view: View, launch: Launch, strategy: str, lora_rank: int) -> Role:
     section, model = f"{ACTOR}.fsdp_config", launch.actor_model
-    update, forward = actor_batch(view, launch), rollout_log_prob_batch(view, launch)
+    update, forward = batch(view, launch, batches.UPDATE_ACTOR), batch(view, launch, batches.OLD_LOG_PROB)
     offload_policy = strategy == "fsdp2" and view.flag(f"{section}.offload_policy", False)
     sites = (*model.lora_sites, *(model.expert_lora_sites if launch.behaviour.expert_linears else ()))
     trainable = lora_parameters(sites=sites, rank=lora_rank) if lora_rank else model.parameters
@@ -170,7 +163,7 @@ def _head(view: View, launch: Launch, *, entropy: bool, packed: bool) -> Head:
 def _reference(view: View, launch: Launch, actor: Role, strategy: str, lora_rank: int) -> Role:
     section, model = f"{REF}.fsdp_config", launch.actor_model
     packed = view.flag(f"{MODEL}.use_remove_padding", False)
-    batch = rollout_log_prob_batch(view, launch) if lora_rank else reference_batch(view, launch)
+    forward = batch(view, launch, batches.OLD_LOG_PROB if lora_rank else batches.REF_LOG_PROB)
     master = _master_bytes(view, section) if launch.behaviour.reference_dtype_key else 2
     return Role(
         model=model,
@@ -180,7 +173,7 @@ def _reference(view: View, launch: Launch, actor: Role, strategy: str, lora_rank
         param_offload=True,
         cpu_policy=actor.cpu_policy if lora_rank else True,
         forward_head=_head(view, launch, entropy=False, packed=packed),
-        forward_tokens=batch.tokens(),
+        forward_tokens=forward.tokens(),
         keeps_root=not lora_rank and _keeps_root(view, launch, section),
     )
 
@@ -197,7 +190,7 @@ def _critic(view: View, launch: Launch) -> Role:
     model, section = launch.critic_model, launch.behaviour.critic_fsdp
     assert model is not None
     strategy = _strategy(view, "critic.strategy")
-    update, forward = critic_batch(view, launch), critic_forward_batch(view, launch)
+    update, forward = batch(view, launch, batches.UPDATE_CRITIC), batch(view, launch, batches.VALUES)
     offload_policy = strategy == "fsdp2" and view.flag(f"{section}.offload_policy", False)
     critic = value_model(model)
     return Role(

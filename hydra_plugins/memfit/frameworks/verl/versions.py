@@ -54,7 +54,7 @@ class Behaviour:
     critic_always_dynamic: bool
     """The critic's micro-batches have a token budget whatever critic.use_dynamic_bsz says (engine classes)."""
     critic_forward_budget: str
-    """Key of the token budget of the values."""
+    """Name of the token budget of the values, below ``critic``."""
     critic_single_budget: bool
     """ppo_infer_max_token_len_per_gpu is the critic's only budget, and it is always dynamic (0.9's trainer)."""
     entropy_section: str
@@ -96,8 +96,7 @@ def behaviour(version: str, *, engine_workers: bool = False) -> Behaviour:
         bucket_default=bucket,
         critic_fsdp="critic.fsdp" if v >= (0, 8) else "critic.model.fsdp_config",
         critic_always_dynamic=v >= (0, 8),
-        critic_forward_budget="critic."
-        + ("ppo_infer_max_token_len_per_gpu" if v >= (0, 8) else "forward_max_token_len_per_gpu"),
+        critic_forward_budget="ppo_infer_max_token_len_per_gpu" if v >= (0, 8) else "forward_max_token_len_per_gpu",
         critic_single_budget=v >= (0, 9),
         entropy_section=f"{actor}.fsdp_config" if engine_classes else actor,
         compile_key=f"{actor}.fsdp_config.use_torch_compile" if engine_classes else f"{actor}.use_torch_compile",

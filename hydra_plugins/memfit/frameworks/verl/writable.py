@@ -1,0 +1,61 @@
+"""Every key that memfit may write into the config of verl's trainer."""
+
+from __future__ import annotations
+
+from hydra_plugins.memfit.frameworks.verl.launch import ACTOR, MODEL, REF, ROLLOUT
+
+WRITABLE_KEYS = frozenset(
+    {
+        f"{ACTOR}.fsdp_config.fsdp_size",
+        f"{ACTOR}.fsdp_config.model_dtype",
+        f"{ACTOR}.fsdp_config.offload_policy",
+        f"{ACTOR}.fsdp_config.optimizer_offload",
+        f"{ACTOR}.fsdp_config.param_offload",
+        f"{ACTOR}.ppo_max_token_len_per_gpu",
+        f"{ACTOR}.ppo_micro_batch_size",
+        f"{ACTOR}.ppo_mini_batch_size",
+        f"{ACTOR}.ppo_micro_batch_size_per_gpu",
+        f"{ACTOR}.strategy",
+        f"{ACTOR}.ulysses_sequence_parallel_size",
+        f"{MODEL}.enable_activation_offload",
+        f"{MODEL}.enable_gradient_checkpointing",
+        f"{MODEL}.use_fused_kernels",
+        f"{MODEL}.use_remove_padding",
+        f"{REF}.fsdp_config.fsdp_size",
+        f"{REF}.log_prob_max_token_len_per_gpu",
+        f"{REF}.log_prob_micro_batch_size",
+        f"{REF}.log_prob_micro_batch_size_per_gpu",
+        f"{REF}.strategy",
+        f"{REF}.ulysses_sequence_parallel_size",
+        f"{ROLLOUT}.checkpoint_engine.update_weights_bucket_megabytes",
+        f"{ROLLOUT}.enforce_eager",
+        f"{ROLLOUT}.gpu_memory_utilization",
+        f"{ROLLOUT}.layered_summon",
+        f"{ROLLOUT}.load_format",
+        f"{ROLLOUT}.log_prob_max_token_len_per_gpu",
+        f"{ROLLOUT}.log_prob_micro_batch_size",
+        f"{ROLLOUT}.log_prob_micro_batch_size_per_gpu",
+        f"{ROLLOUT}.max_model_len",
+        f"{ROLLOUT}.max_num_batched_tokens",
+        f"{ROLLOUT}.max_num_seqs",
+        f"{ROLLOUT}.tensor_model_parallel_size",
+        f"{ROLLOUT}.update_weights_bucket_megabytes",
+        "critic.forward_max_token_len_per_gpu",
+        "critic.forward_micro_batch_size",
+        "critic.forward_micro_batch_size_per_gpu",
+        "critic.fsdp.offload_policy",
+        "critic.fsdp.optimizer_offload",
+        "critic.fsdp.param_offload",
+        "critic.model.enable_gradient_checkpointing",
+        "critic.model.fsdp_config.offload_policy",
+        "critic.model.fsdp_config.optimizer_offload",
+        "critic.model.fsdp_config.param_offload",
+        "critic.ppo_infer_max_token_len_per_gpu",
+        "critic.ppo_max_token_len_per_gpu",
+        "critic.strategy",
+        "critic.ppo_micro_batch_size",
+        "critic.ppo_micro_batch_size_per_gpu",
+        "data.max_response_length",
+    }
+)
+"""Every key that memfit may write into a verl config; a test keeps the list and docs/verl.md together."""
