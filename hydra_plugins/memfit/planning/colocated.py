@@ -10,7 +10,7 @@ step is the first whose numbers hold for all later ones: this is the step that i
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from hydra_plugins.memfit.memory import engine as engines
 from hydra_plugins.memfit.memory.breakdown import (
@@ -27,10 +27,7 @@ from hydra_plugins.memfit.memory.overheads import (
     fragmentation_bytes,
     trainer_context_bytes,
 )
-from hydra_plugins.memfit.memory.trainer import (
-    peak,
-)
-from hydra_plugins.memfit.memory.weight_sync import adapter_moments, sync_moments
+from hydra_plugins.memfit.planning.roles import Handover, Occupant
 from hydra_plugins.memfit.planning.roles import Role as Role
 from hydra_plugins.memfit.planning.share import LARGEST_FRACTION, budget_beside, kv_shortfalls, solved_fraction
 
@@ -48,9 +45,9 @@ class ColocatedRun:
     """0 where the host's memory is not known."""
     world_size: int
     gpus_per_node: int
-    actor: Role
-    reference: Role | None = None
-    critic: Role | None = None
+    actor: Occupant
+    reference: Occupant | None = None
+    critic: Occupant | None = None
     engine: Engine | None = None
     """``None``: generation runs in the trainer itself, or on other GPUs."""
     reward_engine: Engine | None = None
@@ -58,12 +55,7 @@ class ColocatedRun:
     """Whether old log-probabilities are computed by the actor."""
     reference_is_actor: bool = False
     """LoRA: the reference is the actor with its adapters switched off."""
-    bucket_bytes: int = 0
-    """Buffer of the weight transfer on the trainer's side."""
-    adapters_merged: bool = False
-    """LoRA: the engine receives whole weights with the adapters merged into them."""
-    adapters_layered: bool = False
-    """LoRA: adapters are collected layer by layer (layered_summon)."""
+    handover: Handover = field(default_factory=Handover)
     sync_over_reserved: bool = False
     """The cache of the update is not emptied before the engine maps its weights (verl 0.7.1 engine path and 0.8.0)."""
     expandable_segments: bool = False
@@ -90,18 +82,20 @@ def estimate(run: ColocatedRun) -> Estimate:
 
 
 # -- who is resident ------------------------------------------------------------------------------------------------
-def _resting(run: ColocatedRun, *, without: Role | None = None, reference_runs: bool = False) -> MemoryBreakdown:
+def _resting(run: ColocatedRun, *, without: Occupant | None = None, reference_runs: bool = False) -> MemoryBreakdown:
     """Everything of the trainer that stays on the GPU while ``without``, or the reference, runs its own pass."""
     total = MemoryBreakdown(context=trainer_context_bytes(world_size=run.world_size))
     for role in (run.actor, run.critic):
         if role is not None and role is not without:
             total = total + role.resting()
-    return total if reference_runs else total + _reference_leak(run)
+    return total if reference_runs else total + _reference_rests(run)
 
 
-def _reference_leak(run: ColocatedRun) -> MemoryBreakdown:
-    """The reference lives on the host; its gathered root may stay on the GPU all the same."""
-    return MemoryBreakdown() if run.reference is None else run.reference.left_root()
+def _reference_rests(run: ColocatedRun) -> MemoryBreakdown:
+    """The reference's states where it has its own on the GPU, and a gathered root, which may stay all the same."""
+    if run.reference is None or run.reference_is_actor:
+        return MemoryBreakdown()
+    return run.reference.resting() + run.reference.left_root()
 
 
 def _actor_leak(run: ColocatedRun) -> MemoryBreakdown:
@@ -111,11 +105,11 @@ def _actor_leak(run: ColocatedRun) -> MemoryBreakdown:
 
 
 def _at_launch(run: ColocatedRun) -> MemoryBreakdown:
-    """The trainer when the engine starts: parameters unless offloaded, no optimizer state, no reference pass yet."""
+    """The trainer when the engine starts: parameters unless offloaded, no moments, no reference pass yet."""
     total = MemoryBreakdown(context=trainer_context_bytes(world_size=run.world_size))
-    for role in (run.actor, run.critic):
-        if role is not None and not role.cpu_policy and not role.param_offload:
-            total = total + MemoryBreakdown(weights=role.parameter_bytes)
+    for role in (run.actor, run.critic, None if run.reference_is_actor else run.reference):
+        if role is not None:
+            total = total + role.at_launch()
     return total
 
 
@@ -219,7 +213,7 @@ def _reference_phase(run: ColocatedRun, actor_rest: MemoryBreakdown, engine: Mem
     if run.reference_is_actor:
         states = actor_rest + run.actor.loaded(optimizer=False)
     else:
-        states = _resting(run, reference_runs=True) + _actor_leak(run)
+        states = _resting(run, reference_runs=True) + run.reference.loaded(optimizer=False) + _actor_leak(run)
     return [_phase(run, "ref_log_prob", states + pass_, engine, pass_.total_bytes)]
 
 
@@ -243,43 +237,13 @@ def _handover_phases(run: ColocatedRun, solution: _Solution | None) -> list[Phas
     if run.engine is None or solution is None:
         return []
     actor = run.actor
-    moment = peak(_sync_moments(run))
-    resident = _resting(run, without=actor) + actor.loaded(optimizer=False)
-    cached = _left_in_cache(run)
+    moment = actor.buffers(run.handover)
+    resident = _resting(run, without=actor) + actor.sending()
+    cached = actor.left_in_cache() if run.sync_over_reserved else MemoryBreakdown()
     receiving = engines.receiving(run.engine, kv=solution.kv)
     sync = _phase(run, "weight_sync", resident + moment + cached, receiving, moment.total_bytes)
     resume = _awake_phase(run, "kv_resume", _resting(run), engines.awake(run.engine, kv=solution.kv), solution)
     return [sync, resume]
-
-
-def _sync_moments(run: ColocatedRun) -> tuple[MemoryBreakdown, ...]:
-    actor = run.actor
-    if actor.sharding.trainable or run.adapters_merged:
-        return sync_moments(
-            actor.sharding,
-            parameters=actor.model.parameters,
-            master_bytes=actor.master_bytes,
-            bucket_bytes=run.bucket_bytes,
-        )
-    return adapter_moments(
-        actor.sharding,
-        parameters=actor.model.parameters,
-        adapters=actor.trainable_parameters,
-        master_bytes=actor.master_bytes,
-        bucket_bytes=run.bucket_bytes,
-        layered=run.adapters_layered,
-    )
-
-
-def _left_in_cache(run: ColocatedRun) -> MemoryBreakdown:
-    """What torch's allocator of the trainer still reserves from the update when the engine maps its weights."""
-    if not run.sync_over_reserved:
-        return MemoryBreakdown()
-    moved = run.actor.moment_bytes if run.actor.optimizer_offload else 0
-    if run.actor.param_offload:
-        return MemoryBreakdown(fragmentation=moved)
-    freed = max(run.actor.update_pass().total_bytes, run.actor.step().total_bytes)
-    return MemoryBreakdown(fragmentation=freed + moved)
 
 
 def _transient(moment: MemoryBreakdown) -> int:
@@ -295,10 +259,10 @@ def _host(run: ColocatedRun) -> HostEstimate:
     if run.critic is not None:
         per_rank += run.critic.host_bytes()
     if run.reference is not None and not run.reference_is_actor:
-        per_rank += run.reference.parameter_bytes
+        per_rank += run.reference.host_bytes()
     if run.engine is not None:
         per_rank += 0 if run.engine.in_process else HOST_PROCESS_BYTES
         per_rank += engines.weight_bytes(run.engine) if run.engine.weights_on_host else 0
     copies = ranks if run.tied_load else 1
-    load = copies * 4 * run.actor.model.parameters + ranks * HOST_PROCESS_BYTES
+    load = copies * run.actor.host_load_bytes() + ranks * HOST_PROCESS_BYTES
     return HostEstimate(peak_bytes=max(per_rank * ranks, load) + HOST_DRIVER_BYTES, budget_bytes=run.host_budget_bytes)

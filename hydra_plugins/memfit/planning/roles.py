@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 from hydra_plugins.memfit.base.units import ceil_div
 from hydra_plugins.memfit.memory.activations import Widths
@@ -18,12 +19,65 @@ from hydra_plugins.memfit.memory.trainer import (
     peak,
     update_moments,
 )
+from hydra_plugins.memfit.memory.weight_sync import adapter_moments, sync_moments
 from hydra_plugins.memfit.model.spec import ModelSpec
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Handover:
+    """How trained weights go to the inference engine."""
+
+    bucket_bytes: int = 0
+    """Buffer of the weight transfer on the trainer's side."""
+    merged: bool = False
+    """LoRA: the engine receives whole weights with the adapters merged into them."""
+    layered: bool = False
+    """LoRA: adapters are collected layer by layer (layered_summon)."""
+
+
+class Occupant(Protocol):
+    """One model of the trainer as a calendar sees it, whatever backend trains it. Bytes of one rank."""
+
+    def at_launch(self) -> MemoryBreakdown:
+        """Return what is on the GPU when the engine starts, before the first step."""
+
+    def resting(self) -> MemoryBreakdown:
+        """Return what the model leaves on the GPU while others run."""
+
+    def loaded(self, *, optimizer: bool) -> MemoryBreakdown:
+        """Return its states during its own pass; ``optimizer``: with what an update needs."""
+
+    def forward_pass(self) -> MemoryBreakdown:
+        """Return the peak of a pass without gradients, on top of the states."""
+
+    def update_pass(self) -> MemoryBreakdown:
+        """Return the peak of an update's forward and backward passes, on top of the states."""
+
+    def step(self) -> MemoryBreakdown:
+        """Return what the optimizer step has on top of the states."""
+
+    def left_root(self) -> MemoryBreakdown:
+        """Return what a pass without gradients leaves behind."""
+
+    def sending(self) -> MemoryBreakdown:
+        """Return its states while the weights go to the engine."""
+
+    def buffers(self, handover: Handover) -> MemoryBreakdown:
+        """Return what is gathered and buffered while the weights go to the engine."""
+
+    def left_in_cache(self) -> MemoryBreakdown:
+        """Return what torch's allocator still reserves after an update if nobody empties its cache."""
+
+    def host_bytes(self) -> int:
+        """Return what one rank keeps in host memory."""
+
+    def host_load_bytes(self) -> int:
+        """Return what one whole copy takes on the host while the model is loaded."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Role:
-    """One model of the trainer: the policy, its reference, or the critic."""
+    """One model of the trainer under FSDP: the policy, its reference, or the critic."""
 
     model: ModelSpec
     sharding: Sharding
@@ -91,6 +145,12 @@ class Role:
     @property
     def _adapters(self) -> int:
         return 0 if self.sharding.trainable else self.trainable_parameters
+
+    def at_launch(self) -> MemoryBreakdown:
+        """Return the parameters unless they are offloaded; there is no optimizer state yet."""
+        if self.cpu_policy or self.param_offload:
+            return MemoryBreakdown()
+        return MemoryBreakdown(weights=self.parameter_bytes)
 
     def resting(self) -> MemoryBreakdown:
         """Return what the role leaves on the GPU while others run."""
@@ -174,6 +234,42 @@ class Role:
         if not self.keeps_root or self.sharding.single:
             return MemoryBreakdown()
         return MemoryBreakdown(communication_buffers=self.sharding.root_during_layers_bytes())
+
+    def sending(self) -> MemoryBreakdown:
+        """Return its states while the weights go to the engine."""
+        return self.loaded(optimizer=False)
+
+    def buffers(self, handover: Handover) -> MemoryBreakdown:
+        """Return what is gathered and buffered while the weights, or the adapters, go to the engine."""
+        if self.sharding.trainable or handover.merged:
+            moments = sync_moments(
+                self.sharding,
+                parameters=self.model.parameters,
+                master_bytes=self.master_bytes,
+                bucket_bytes=handover.bucket_bytes,
+            )
+            return peak(moments)
+        moments = adapter_moments(
+            self.sharding,
+            parameters=self.model.parameters,
+            adapters=self.trainable_parameters,
+            master_bytes=self.master_bytes,
+            bucket_bytes=handover.bucket_bytes,
+            layered=handover.layered,
+        )
+        return peak(moments)
+
+    def left_in_cache(self) -> MemoryBreakdown:
+        """Return what torch's allocator still reserves after an update if nobody empties its cache."""
+        moved = self.moment_bytes if self.optimizer_offload else 0
+        if self.param_offload:
+            return MemoryBreakdown(fragmentation=moved)
+        freed = max(self.update_pass().total_bytes, self.step().total_bytes)
+        return MemoryBreakdown(fragmentation=freed + moved)
+
+    def host_load_bytes(self) -> int:
+        """Return the whole model in fp32, as a rank materialises it before it is sharded."""
+        return 4 * self.model.parameters
 
     def host_bytes(self) -> int:
         """Return what one rank keeps in host memory."""

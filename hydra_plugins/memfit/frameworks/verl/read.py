@@ -26,6 +26,7 @@ from hydra_plugins.memfit.memory.states import lora_parameters
 from hydra_plugins.memfit.model.spec import ModelSpec, value_model
 from hydra_plugins.memfit.planning.colocated import ColocatedRun, Role
 from hydra_plugins.memfit.planning.problem import SOLVE
+from hydra_plugins.memfit.planning.roles import Handover
 
 _MASTER_BYTES = {"fp32": 4, "float32": 4, "bf16": 2, "bfloat16": 2, "fp16": 2, "float16": 2}
 FSDP_STRATEGIES = ("fsdp", "fsdp2")
@@ -50,9 +51,11 @@ def read(view: View, launch: Launch) -> ColocatedRun:
         critic=_critic(view, launch) if launch.critic_model is not None else None,
         engine=_engine(view, launch, lora_rank),
         old_log_prob=not view.flag("algorithm.rollout_correction.bypass_mode", False),
-        bucket_bytes=view.integer(b.bucket_key, b.bucket_default) << 20 if b.bucket_key else 0,
-        adapters_merged=lora_rank > 0 and view.flag(LORA_MERGE, False),
-        adapters_layered=view.flag(f"{ROLLOUT}.layered_summon", False),
+        handover=Handover(
+            bucket_bytes=view.integer(b.bucket_key, b.bucket_default) << 20 if b.bucket_key else 0,
+            merged=lora_rank > 0 and view.flag(LORA_MERGE, False),
+            layered=view.flag(f"{ROLLOUT}.layered_summon", False),
+        ),
         sync_over_reserved=b.sync_over_reserved,
         expandable_segments=b.expandable_in_trainer,
         tied_load=launch.actor_model.tie_word_embeddings,
