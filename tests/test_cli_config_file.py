@@ -34,7 +34,15 @@ def write(folder: Path, name: str, text: str | bytes) -> str:
 )
 def test_keys_are_unfolded(tmp_path: Path, name: str, text: str | bytes, expected: dict[str, Any]) -> None:
     """Dotted and nested keys mix; values keep the types that Hydra would give them."""
-    assert read_config_file(write(tmp_path, name, text)) == expected
+    assert read_config_file(write(tmp_path, name, text)).values == expected
+
+
+def test_parts_of_a_file_are_told_apart(tmp_path: Path) -> None:
+    """Keys behind `+`, the section memfit and the group in the defaults list are not the framework's."""
+    text = "defaults: [x, {hardware: h20}]\nmemfit: {margin: 0.1}\nhydra: {run: 1}\na: {+b: 1, c: 2}\n+d: {e: 1}\n"
+    file = read_config_file(write(tmp_path, "a.yaml", text))
+    assert file.values == {"a": {"b": 1, "c": 2}, "d": {"e": 1}}
+    assert (file.added, file.settings, file.hardware) == ({"a.b", "d.e"}, {"margin": 0.1}, "h20")
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from hydra_plugins.memfit.base.paths import conf_dir
 from hydra_plugins.memfit.base.settings import Settings
 from hydra_plugins.memfit.cli import main as console
 from hydra_plugins.memfit.compose.settings import NOT_SETTINGS, read_settings
+from hydra_plugins.memfit.frameworks import registry
 from support.contract import inconsistencies, violations
 from support.fake_driver import A40, Driver
 
@@ -150,12 +151,12 @@ def test_a_pasted_launch_line_pins_what_stands_behind_the_group(capsys: pytest.C
     [
         ("--gpus", "2"),
         ("trainer.n_gpus_per_node=2",),
-        ("trainer.n_gpus_per_node=4", "--gpus", "2"),
+        ("trainer.n_gpus_per_node=2", "--gpus", "2"),
         ("--gpus=2", "a=1"),
     ],
 )
 def test_options_and_words_stand_in_any_order(words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
-    """Options may stand between the words; `--gpus` wins over the config's count."""
+    """Options may stand between the words; `--gpus` stands for the config's count."""
     words = tuple(f"+{word}" if word == "a=1" else word for word in words)
     document = Answer(
         capsys, "check", MODEL, GRPO, *words, "--hardware", "h200", f"{MICRO}=1", f"{LOG_PROB}=1", "--json"
@@ -199,14 +200,104 @@ def test_a_version_that_stands_for_another_is_said(
     assert Answer(capsys, "check", *SMALL, *words, "--json").json["warnings"] == ([warning] if warning else [])
 
 
-def test_keys_of_a_file_that_the_framework_does_not_have_are_said(
+LONG = ("PYTHONUNBUFFERED=1", "MEMFIT_HARDWARE=h200", "torchrun", "--nnodes", "1", "-m", "verl.trainer.main_ppo")
+
+
+def test_a_pasted_environment_is_that_of_the_launch(capsys: pytest.CaptureFixture[str]) -> None:
+    """Variables in front of the program count as if they were set; what was not read is a warning."""
+    words = tuple(word for word in SMALL if "=" in word)
+    answer = Answer(capsys, "check", *LONG, *words, "trainer.n_gpus_per_node=1", "--cfg", "job", "--json")
+    assert answer.json["hardware"]["name"] == "h200"
+    (warning,) = answer.json["warnings"]
+    assert "torchrun --nnodes 1" in warning and "--cfg job" in warning
+    assert "MEMFIT_HARDWARE" not in os.environ
+
+
+@pytest.mark.parametrize("model", ["Qwen/Qwen2.5-0.5B-Instruct", "qwen/qwen2.5-0.5b-instruct", "qwen2.5-0.5b"])
+def test_a_model_is_also_known_by_its_hub_id(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """`--model` takes the hub ids that conf/model lists."""
+    assert Answer(capsys, "check", *SMALL, "--model", model, "--json").json["model"]["name"] == "qwen2.5-0.5b"
+
+
+def test_the_counts_of_a_file_lose_against_the_flags_and_that_is_said(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A file may hold more than the launch needs; what the version does not know is a warning."""
-    path = tmp_path / "more.yaml"
-    path.write_text("critic: {model.fsdp_config.param_offload: true}\ntransfer_queue: {enable: false}\n")
-    (warning,) = Answer(capsys, "check", *SMALL, "--config", str(path), "--json").json["warnings"]
-    assert warning == "verl 0.9.1 has no key critic.model.fsdp_config.param_offload (in --config)."
+    """`--gpus` over a composed config asks "what if", and the answer says so."""
+    path = tmp_path / "launch.yaml"
+    path.write_text("trainer: {n_gpus_per_node: 8, nnodes: 1}\n")
+    document = Answer(capsys, "check", *SMALL, "--nodes", "1", "--config", str(path), "--json").json
+    assert document["hardware"]["gpus_per_node"] == 1
+    assert document["warnings"] == ["--gpus 1 wins over trainer.n_gpus_per_node: 8 (in --config)."]
+
+
+@pytest.mark.parametrize(
+    "entry", ["hardware: a40", "/hardware: a40", "override hardware: a40", "hardware@_global_: a40"]
+)
+def test_the_hardware_group_in_a_defaults_list_is_read(
+    entry: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As in a launch: the group counts, and every word of the command line is pinned."""
+    path = tmp_path / "launch.yaml"
+    path.write_text(f"defaults: [ppo_trainer, {{{entry}}}, _self_]\ntrainer: {{n_gpus_per_node: 1}}\n")
+    words = (MODEL, GRPO, TENSOR, f"{LOG_PROB}=1", f"{MICRO}=1", "--framework", "verl", "--config", str(path))
+    document = Answer(capsys, "plan", *words, "--json").json
+    assert document["hardware"]["name"] == "a40"
+    assert MICRO in document["pinned"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "data: {train_batchsize: 64}\n",
+            "--config: verl 0.9.1 has no key data.train_batchsize. Did you mean data.train_batch_size?",
+        ),
+        ("critic: {model.fsdp_config.param_offload: true}\n", "It is a key of verl 0.4.1"),
+        ("hardware: h200\n", "defaults: [hardware: h200]"),
+    ],
+)
+def test_a_key_of_a_file_that_the_framework_does_not_have_is_refused(
+    text: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A slip in a file is an error as on the command line; `+` adds the key, `memfit.strict=false` goes on."""
+    path = tmp_path / "slip.yaml"
+    path.write_text(text)
+    answer = Answer(capsys, "check", *SMALL, "--config", str(path), "--json")
+    assert answer.status == 2
+    assert message in answer.err
+    path.write_text("+data.train_batchsize: 64\n")
+    assert Answer(capsys, "check", *SMALL, "--config", str(path), "--json").json["warnings"] == []
+    path.write_text("data: {train_batchsize: 64}\n")
+    lenient = Answer(capsys, "check", *SMALL, "memfit.strict=false", "--config", str(path), "--json").json
+    assert lenient["warnings"] == ["verl 0.9.1 has no key data.train_batchsize (in --config)."]
+
+
+def test_a_composed_config_may_hold_keys_of_a_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What Hydra composed had its `+` once: a key that only a recipe reads is a warning."""
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**registry.adapter("verl").defaults("0.9.1"), "overlong_buffer": {"len": 5}}))
+    warnings = Answer(capsys, "check", *SMALL, "--config", str(path), "--json").json["warnings"]
+    assert "verl 0.9.1 has no key overlong_buffer.len (in --config)." in warnings
+
+
+def test_a_misspelt_key_of_generation_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    """An app's own keys are its business; what is almost a key of `generate` is a slip."""
+    words = ("check", "--hardware", "h200", "--model", "qwen2.5-0.5b", "generation.num_return_sequences=2")
+    lengths = ("generation.max_prompt_length=64", "+generation.seed=1")
+    answer = Answer(capsys, *words, *lengths, "generation.max_new_tokns=64")
+    assert answer.status == 2
+    assert "Did you mean generation.max_new_tokens?" in answer.err
+    assert Answer(capsys, *words, *lengths, "generation.max_new_tokens=64").status == 0
+
+
+@pytest.mark.parametrize(("name", "hosts"), [("v4-32", 4), ("v5litepod-16", 4), ("v5p-64", 8), ("v6e-32", 8)])
+def test_a_slice_without_a_file_is_known_by_its_size(name: str, hosts: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """Any size of a known TPU generation is that generation's device, so many times."""
+    document = Answer(capsys, "env", "--hardware", name, "--model", "qwen2.5-1.5b", "BATCH_SIZE=1", "--json").json
+    assert (document["hardware"]["nodes"], document["hardware"]["gpus_per_node"]) == (hosts, 4)
+    assert (conf_dir().parent / document["hardware"]["source"]).is_file()
+    assert document["env"]["BATCH_SIZE"] == "1"
+    assert violations({key: value for key, value in document.items() if key != "env"}) == []
 
 
 @pytest.mark.parametrize(("style", "num_lines"), [("off", 0), ("short", 1)])
@@ -229,6 +320,13 @@ WRONG = {
     "unknown version": (("check", *SMALL, "--framework-version", "0.3.0"), "0.3.0"),
     "unknown hardware": (("check", *SMALL[:2], "--hardware", "h20x", MODEL), "unknown hardware 'h20x'"),
     "a path as hardware": (("check", *SMALL[:2], "--hardware", "../model/x", MODEL), "unknown hardware '../model/x'"),
+    "two counts": (
+        ("check", *SMALL, "trainer.n_gpus_per_node=4"),
+        "--gpus 1 and trainer.n_gpus_per_node=4 contradict each other",
+    ),
+    "a size that no slice has": (("check", *SMALL[:2], "--hardware", "v4-7", MODEL), "unknown hardware 'v4-7'"),
+    "a hub id that is not known": (("check", *SMALL, "--model", "me/mine"), "actor_rollout_ref.model.path=PATH"),
+    "a shell script": (("check", "bash", "run.sh"), "run.sh is a shell script"),
     "two hardware": (("check", *SMALL, "+hardware=a40"), "--hardware h200 and hardware=a40 contradict each other"),
     "unknown model": (("check", *SMALL, "--model", "qwen9"), "unknown model 'qwen9'"),
     "model not found": (("check", *SMALL, "actor_rollout_ref.model.path=nobody/nothing"), "nobody/nothing"),

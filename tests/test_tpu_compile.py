@@ -78,7 +78,7 @@ def test_missing_compiler_is_said_with_the_extra(tmp_path: Path) -> None:
         pytest.skip("libtpu is installed here")
     done = check("--compile", cache=tmp_path)
     assert done.returncode == 2
-    assert "pip install 'memfit[tpu]'" in done.stderr
+    assert "pip install '.[tpu]'" in done.stderr
     assert "Traceback" not in done.stderr
 
 

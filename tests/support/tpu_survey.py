@@ -3,7 +3,7 @@
     python tests/support/tpu_survey.py               compile the rows that have no verdict of this compiler yet
     python tests/support/tpu_survey.py ROW_ID ...    compile these rows again
 
-A row takes 1-5 minutes and 2-4 GB; one runs at a time. Needs jax and libtpu (``pip install 'memfit[tpu]'``), no TPU.
+A row takes 1-5 minutes and 2-4 GB; one runs at a time. Needs jax and libtpu (``pip install '.[tpu]'``), no TPU.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser("check", help=says, description=says, allow_abbrev=False)
     add_launch_options(parser)
     parser.add_argument(
-        "--compile", action="store_true", help="TPU: settle it with the compiler itself (minutes; memfit[tpu])"
+        "--compile", action="store_true", help="TPU: settle it with the compiler itself (minutes; needs the extra tpu)"
     )
 
 

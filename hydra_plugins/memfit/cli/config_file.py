@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,28 @@ MAX_BYTES = 10 * 1024 * 1024
 """A launch's config has some kilobytes; what is larger is another file by mistake."""
 
 
-def read_config_file(name: str) -> dict[str, Any]:
-    """Return the config in the file ``name``, nested; raises `ConfigError` that names the file and what is wrong in it.
+_NOT_A_FRAMEWORKS = ("hydra", "memfit", "defaults")
+"""Top-level keys of a file that no framework reads."""
+
+_HARDWARE = re.compile(r"(override |optional )*/?hardware(@.*)?")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ConfigFile:
+    """What a file says, by who reads it."""
+
+    values: Mapping[str, Any] = field(default_factory=dict)
+    """The framework's own keys, nested."""
+    added: frozenset[str] = frozenset()
+    """Of those, the dotted keys that stand there with Hydra's ``+`` or ``++``: the framework need not have them."""
+    settings: Any = None
+    """The section ``memfit``."""
+    hardware: str | None = None
+    """The hardware group's choice in the defaults list (``- hardware: h200``)."""
+
+
+def read_config_file(name: str) -> ConfigFile:
+    """Return the config in the file ``name``; raises `ConfigError` that names the file and what is wrong in it.
 
     Keys may be nested, dotted, or both: ``{"data.train_batch_size": 64, "trainer": {"nnodes": 1}}``. Hydra's prefixes
     ``+`` and ``++`` in front of a key are accepted, as they stand in a launch script.
@@ -25,9 +47,39 @@ def read_config_file(name: str) -> dict[str, Any]:
         kind = "is empty" if content is None else f"holds a {type(content).__name__}"
         raise ConfigError(f"--config {name} {kind}; it must hold keys and values, such as data.train_batch_size: 64.")
     try:
-        return nested(content)
+        values = nested(content)
     except ConfigError as error:
         raise ConfigError(f"--config {name}: {error}") from None
+    if isinstance(values.get("hardware"), str):
+        chosen = values["hardware"]
+        raise ConfigError(
+            f"--config {name}: hardware: {chosen} chooses no group there. In Hydra's yaml it stands in the defaults list "
+            f"(defaults: [hardware: {chosen}]); on the console: --hardware {chosen}."
+        )
+    return ConfigFile(
+        values={key: value for key, value in values.items() if key not in _NOT_A_FRAMEWORKS},
+        added=frozenset(_added(content)),
+        settings=values.get("memfit"),
+        hardware=_chosen_hardware(values.get("defaults")),
+    )
+
+
+def _added(given: Mapping[Any, Any], prefix: str = "", inside: bool = False) -> Iterator[str]:
+    for key, value in given.items():
+        dotted = f"{prefix}{str(key).lstrip('+')}"
+        is_added = inside or str(key).startswith("+")
+        if isinstance(value, Mapping) and value:
+            yield from _added(value, f"{dotted}.", is_added)
+        elif is_added:
+            yield dotted
+
+
+def _chosen_hardware(defaults: Any) -> str | None:
+    entries = [entry for entry in defaults if isinstance(entry, Mapping)] if isinstance(defaults, list) else []
+    chosen = [
+        str(name) for entry in entries for group, name in entry.items() if _HARDWARE.fullmatch(str(group)) and name
+    ]
+    return chosen[-1] if chosen else None
 
 
 def nested(given: Mapping[Any, Any]) -> dict[str, Any]:

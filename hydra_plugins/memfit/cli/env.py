@@ -7,10 +7,13 @@ import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from hydra_plugins.memfit.base.errors import ConfigError, MemfitError
+from hydra_plugins.memfit.base.errors import ConfigError, MemfitError, NoPlanFits
 from hydra_plugins.memfit.cli.options import add_launch_options
+
+if TYPE_CHECKING:
+    from hydra_plugins.memfit.planning.problem import Plan
 
 FAILED = "false"
 """Printed where there is no plan: ``eval "$(memfit env ...)"`` then has its exit status, and ``set -e`` or ``&&`` stop."""
@@ -21,19 +24,49 @@ _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 def add_parser(subparsers: Any) -> None:
     """Add the command to the parser of ``memfit``."""
-    says = 'Print the plan as `export` lines: eval "$(memfit env --hardware v4-16 BATCH_SIZE=1 NUM_PRE_Q=8)"'
-    add_launch_options(subparsers.add_parser("env", help="print the plan as export lines for eval", description=says))
+    says = (
+        "Plan a runner that takes its settings from environment variables (MLLM-JAX), and print them as export lines."
+    )
+    parser = subparsers.add_parser(
+        "env", help="print the plan as export lines for eval", description=says, allow_abbrev=False
+    )
+    add_launch_options(
+        parser, 'eval "$(memfit env --hardware v4-16 MODEL_PATH=Qwen/Qwen2.5-7B-Instruct BATCH_SIZE=1 NUM_PRE_Q=8)"'
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print one ``export`` line a variable on stdout, the report on stderr; return 0, or 3 when no plan fits."""
+    """Print one ``export`` line a variable on stdout, the report on stderr; return 0, or 3 when no plan fits.
+
+    With ``--json``: the plan as ``memfit plan --json`` prints it, and the variables below ``env``.
+    """
+    from hydra_plugins.memfit.report.text import print_plan
+
+    if args.json:
+        return _as_json(args)
     try:
-        variables, status = _planned(args)
+        variables, plan = _planned(args)
+        print_plan(plan, plan.problem.settings.report, stream=sys.stderr)
+        lines = exports(variables)
     except MemfitError:
         print(FAILED)
         raise
-    print(*exports(variables), sep="\n")
-    return status
+    print(*lines, sep="\n")
+    return 0
+
+
+def _as_json(args: argparse.Namespace) -> int:
+    from hydra_plugins.memfit.cli.output import print_json, show_refusal
+    from hydra_plugins.memfit.report.json import to_dict
+
+    try:
+        variables, plan = _planned(args)
+    except NoPlanFits as error:
+        show_refusal(error, as_json=True)
+        return 3
+    exports(variables)  # refuses what is no variable
+    print_json({**to_dict(plan), "env": {name: _text(value) for name, value in variables.items()}})
+    return 0
 
 
 def exports(variables: Mapping[str, object]) -> list[str]:
@@ -56,10 +89,9 @@ def _text(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _planned(args: argparse.Namespace) -> tuple[dict[str, object], int]:
+def _planned(args: argparse.Namespace) -> tuple[dict[str, object], Plan]:
     from hydra_plugins.memfit.cli.launch import read_launch
     from hydra_plugins.memfit.planning.search import make_plan
-    from hydra_plugins.memfit.report.text import print_plan
 
     given = _assignments(args.overrides)
     args.overrides = [_quoted(word) for word in args.overrides]
@@ -67,8 +99,7 @@ def _planned(args: argparse.Namespace) -> tuple[dict[str, object], int]:
     _choose_version(args, given)
     launch = read_launch(args)
     plan = make_plan(launch.problem, pinned=launch.pinned)
-    print_plan(plan, plan.problem.settings.report, stream=sys.stderr)
-    return given | {change.key: change.new for change in plan.changes}, 0 if plan.fits else 3
+    return given | {change.key: change.new for change in plan.changes}, plan
 
 
 def _assignments(words: Sequence[str]) -> dict[str, object]:

@@ -7,7 +7,7 @@ and the ``key=value`` words, in this order. From there on it is read by the code
 from __future__ import annotations
 
 import argparse
-import re
+import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from hydra_plugins.memfit.base.errors import ConfigError, UnknownName
 from hydra_plugins.memfit.base.paths import conf_dir
-from hydra_plugins.memfit.cli.config_file import read_config_file
+from hydra_plugins.memfit.cli.config_file import ConfigFile, read_config_file
 from hydra_plugins.memfit.cli.line import Line, apply, read_line
 from hydra_plugins.memfit.compose.launch import Launch
 from hydra_plugins.memfit.compose.overrides import Order, read_order
@@ -25,15 +25,23 @@ from hydra_plugins.memfit.compose.plain import ABSENT, leaves, plain, value_at
 from hydra_plugins.memfit.compose.settings import read_settings
 from hydra_plugins.memfit.frameworks import registry
 from hydra_plugins.memfit.frameworks.adapter import Adapter, HasBackends, KnowsKeys, PicksVersion
+from hydra_plugins.memfit.hardware import catalog
+from hydra_plugins.memfit.model import catalog as models
 from hydra_plugins.memfit.planning.problem import Problem
 
-_NOT_A_FRAMEWORKS = ("hydra", "memfit", "defaults")
-"""Top-level keys of a config file that no framework reads."""
+_COMPOSED = 2
+"""A file that holds one key in so many of the framework's was composed by Hydra, not written by hand."""
 
-_HINTS = {
-    "hardware": "Another one: take the nearest name and add memfit.hardware.capacity_bytes=BYTES.",
-    "model": "A hub id or a directory goes into the model path of the launch itself.",
+_COUNTS = {
+    "gpus": ("trainer.n_gpus_per_node", "cluster.n_gpus_per_node"),
+    "nodes": ("trainer.nnodes", "cluster.n_nodes"),
 }
+"""Flag -> keys of the frameworks that say the same."""
+
+_MODEL_HINT = (
+    "--model takes these names and their hub ids. Any other checkpoint, a hub id or a directory, is the model path of the "
+    "launch itself: actor_rollout_ref.model.path=PATH in verl, actor.path=PATH in AReaL."
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,27 +57,50 @@ class Question:
 def read_launch(args: argparse.Namespace) -> Question:
     """Return what the options of `add_launch_options` ask; raises `MemfitError` for what is wrong in them."""
     line = read_line(args.overrides)
-    given = read_config_file(args.config) if args.config else {}
-    node = _memfit_node(given.get("memfit"), line, args)
-    own = {key: value for key, value in given.items() if key not in _NOT_A_FRAMEWORKS}
+    file = read_config_file(args.config) if args.config else ConfigFile()
+    node = _memfit_node(file, line, args)
     settings = read_settings(node)
-    adapter = _adapter(settings.framework, own, line)
+    adapter = _adapter(settings.framework, file.values, line)
     asked = settings.framework_version
     version = _version(adapter, asked)
     node |= {"framework": adapter.name, "framework_version": version}
-    config = _composed(adapter, version, own, line)
-    order = _order(args.overrides, config, own, line)
+    contradicted = _counts(args, line, file)
+    unread = _unread(adapter, version, file, is_strict=settings.strict)
+    config = _composed(adapter, version, file.values, line, args.pasted.config_name)
+    order = _order(args.overrides, config, file, line)
     launch = Launch(config=config, node=node, order=order, gpus_per_node=args.gpus, nodes=args.nodes)
     problem, pinned = launch.problem()
     stand_in = f"{adapter.name} {asked} is read with the keys and defaults of {version}."
-    said = (*([stand_in] if asked not in (None, version) else []), *_unread(adapter, version, own))
+    said = (*([stand_in] if asked not in (None, version) else []), *unread, *contradicted, *_left_out(args))
     problem = replace(problem, warnings=(*problem.warnings, *said))
     absent = frozenset(knob.key for knob in problem.knobs if value_at(config, knob.key) is ABSENT)
     return Question(problem=problem, pinned=pinned, absent=absent)
 
 
-def _memfit_node(given: Any, line: Line, args: argparse.Namespace) -> dict[str, Any]:
+def _left_out(args: argparse.Namespace) -> tuple[str, ...]:
+    left = args.pasted.left_out
+    return (f"not read in the pasted line: {'; '.join(left)}.",) if left else ()
+
+
+def _counts(args: argparse.Namespace, line: Line, file: ConfigFile) -> tuple[str, ...]:
+    """Refuse a flag that contradicts a word of the launch; return what to say where it wins over the file."""
+    said = []
+    for flag, keys in _COUNTS.items():
+        asked = getattr(args, flag)
+        words = {o.key_or_group: o.value() for o in line.values if o.key_or_group in keys and not o.is_delete()}
+        for key, value in words.items():
+            if asked is not None and value != asked:
+                raise ConfigError(f"--{flag} {asked} and {key}={value} contradict each other. Keep one of them.")
+        for key in keys:
+            value = value_at(file.values, key)
+            if asked is not None and value is not ABSENT and value != asked and key not in words:
+                said.append(f"--{flag} {asked} wins over {key}: {value} (in --config).")
+    return tuple(said)
+
+
+def _memfit_node(file: ConfigFile, line: Line, args: argparse.Namespace) -> dict[str, Any]:
     """Return the ``memfit`` node: the file's section, then the ``memfit.*`` words, then the flags."""
+    given = file.settings
     if given is not None and not isinstance(given, Mapping):
         raise ConfigError(f"the section memfit of --config is {given!r}; it must hold settings, such as margin: 0.05.")
     root = OmegaConf.create({"memfit": dict(given or {})})
@@ -83,7 +114,8 @@ def _memfit_node(given: Any, line: Line, args: argparse.Namespace) -> dict[str, 
         chosen = line.groups.get(group)
         if flag and chosen and flag != chosen:
             raise ConfigError(f"--{group} {flag} and {group}={chosen} contradict each other. Keep one of them.")
-        node[group] = _facts(group, flag or chosen, node.get(group))
+        default = file.hardware if group == "hardware" else None
+        node[group] = _facts(group, flag or chosen or default, node.get(group))
     return node
 
 
@@ -102,13 +134,13 @@ def _facts(group: str, name: str | None, own: Any) -> Any:
 
 
 def _file(group: str, name: str) -> dict[str, Any]:
-    """Return the facts in ``conf/<group>/<name>.yaml``; raises `UnknownName`."""
-    folder = conf_dir() / group
-    path = folder / f"{name}.yaml"
-    if not re.fullmatch(r"[\w.-]+", name) or not path.is_file():
-        known = {file.stem for file in folder.glob("*.yaml")}
-        raise UnknownName(group, name, known, _HINTS[group])
-    content = plain(DictConfig(OmegaConf.load(path)))
+    """Return the facts in ``conf/<group>/<name>.yaml``; a model also by hub id. Raises `UnknownName`."""
+    if group == "hardware":
+        return catalog.node(name)
+    file = conf_dir() / group / f"{models.find(name) or models.find_basename(name) or ''}.yaml"
+    if not file.is_file():
+        raise UnknownName(group, name, models.names(), _MODEL_HINT)
+    content = plain(DictConfig(OmegaConf.load(file)))
     facts = value_at(content, f"memfit.{group}")
     return dict(content if facts is ABSENT else facts)
 
@@ -142,8 +174,10 @@ def _version(adapter: Adapter, asked: str | None) -> str:
     return asked or adapter.versions[-1]
 
 
-def _composed(adapter: Adapter, version: str, own: Mapping[str, Any], line: Line) -> dict[str, Any]:
-    base = OmegaConf.create(dict(_defaults(adapter, version, own, line)))
+def _composed(
+    adapter: Adapter, version: str, own: Mapping[str, Any], line: Line, config_name: str | None
+) -> dict[str, Any]:
+    base = OmegaConf.create(dict(_defaults(adapter, version, own, line, config_name)))
     try:
         config = OmegaConf.merge(base, OmegaConf.create(dict(own)))
     except (OmegaConfBaseException, ValueError, TypeError) as error:
@@ -153,12 +187,17 @@ def _composed(adapter: Adapter, version: str, own: Mapping[str, Any], line: Line
     return plain(config)
 
 
-def _defaults(adapter: Adapter, version: str, own: Mapping[str, Any], line: Line) -> Mapping[str, Any]:
-    """Return the framework's defaults; where it has several, those that the user's keys belong to."""
+def _defaults(
+    adapter: Adapter, version: str, own: Mapping[str, Any], line: Line, config_name: str | None
+) -> Mapping[str, Any]:
+    """Return the framework's defaults; where it has several, those that the user's keys, or the config's name, mean."""
     if not isinstance(adapter, HasBackends):
         return adapter.defaults(version)
     words = {override.key_or_group: override.value() for override in line.values if not override.is_delete()}
-    return adapter.defaults_with(version, {**{key: value_at(own, key) for key in leaves(own) if key}, **words})
+    named = dict.fromkeys(
+        (config_name or "").split("_")
+    )  # ppo_megatron_trainer: what is between the lines is the backend
+    return adapter.defaults_with(version, {**named, **{key: value_at(own, key) for key in leaves(own) if key}, **words})
 
 
 def _refusal(adapter: Adapter, version: str) -> Callable[[str], str] | None:
@@ -176,17 +215,34 @@ def _refusal(adapter: Adapter, version: str) -> Callable[[str], str] | None:
     return refusal
 
 
-def _unread(adapter: Adapter, version: str, own: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return a warning about keys of the file that the framework does not have: a file may hold more."""
+def _unread(adapter: Adapter, version: str, file: ConfigFile, *, is_strict: bool) -> tuple[str, ...]:
+    """Refuse a key of the file that the framework does not have, as on the command line.
+
+    A composed config may hold keys that a recipe added with ``+``, and no longer tells which: there it is a warning.
+    """
     refusal = _refusal(adapter, version)
-    keys = [key for key in leaves(own) if key and refusal is not None and refusal(key)]
-    more = f" and {len(keys) - 5} more" if len(keys) > 5 else ""
-    return (f"{adapter.name} {version} has no key {', '.join(keys[:5])}{more} (in --config).",) if keys else ()
+    found = [key for key in leaves(file.values) if key and key not in file.added]
+    unknown = [key for key in found if refusal is not None and refusal(key)] if file.values else []
+    if not unknown or refusal is None:
+        return ()
+    known = list(leaves(adapter.defaults(version)))
+    is_composed = len(known) > 1 and len(known) <= _COMPOSED * len(set(known) & set(found))
+    if is_strict and not is_composed:
+        guess = "".join(
+            f" Did you mean {key}?" for key in difflib.get_close_matches(unknown[0], known, n=1, cutoff=0.8)
+        )
+        others = f" Nor {', '.join(unknown[1:5])}." if unknown[1:] else ""
+        raise ConfigError(
+            f"--config: {refusal(unknown[0])}{guess}{others} To add it all the same: +{unknown[0]}; memfit.strict=false "
+            "goes on without it."
+        )
+    more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
+    return (f"{adapter.name} {version} has no key {', '.join(unknown[:5])}{more} (in --config).",)
 
 
-def _order(words: list[str], config: Mapping[str, Any], own: Mapping[str, Any], line: Line) -> Order:
-    """Return what the user wrote himself; only a pasted ``+hardware=`` pins, with what stands behind it."""
+def _order(words: list[str], config: Mapping[str, Any], file: ConfigFile, line: Line) -> Order:
+    """Return what the user wrote himself; only a hardware group pins: what stands behind it, or every word of the line."""
     order = read_order(words, config)
-    explicit = order.explicit | frozenset(leaves(own) if own else ())
-    pinned = order.pinned if "hardware" in line.groups else frozenset()
+    explicit = order.explicit | frozenset(leaves(file.values) if file.values else ())
+    pinned = order.pinned if "hardware" in line.groups or file.hardware else frozenset()
     return Order(explicit=explicit, pinned=pinned, settings=order.settings)

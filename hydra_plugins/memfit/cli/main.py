@@ -6,7 +6,8 @@ import argparse
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import ModuleType
 
 from hydra_plugins.memfit import __version__
@@ -23,7 +24,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         args = parse(arguments)
-        return int(_command(args.command).run(args))
+        with _surroundings(args):
+            return int(_command(args.command).run(args))
     except NoPlanFits as error:
         return _fail(error, DOES_NOT_FIT)
     except MemfitError as error:
@@ -38,27 +40,38 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """Return the parsed command line; ``args.overrides`` are the ``key=value`` words, between any options, in order."""
+    """Return the parsed command line; ``args.overrides`` are the ``key=value`` words, between any options, in order.
+
+    ``args.pasted`` (`cli.pasted.Pasted`) is what a pasted launch line holds beside them.
+    """
     parser = _parser(arguments)
-    args, rest = parser.parse_known_args(arguments)
+    args, rest = parser.parse_known_args([word for word in arguments if word != "--"])
     takes_overrides = getattr(args, "takes_overrides", False)
-    args.overrides = _without_program(rest) if takes_overrides else rest
+    args.overrides = _values(args, rest) if takes_overrides else rest
     unknown = [word for word in args.overrides if word.startswith("-") or not takes_overrides]
     if unknown:
-        parser.error(f"unknown argument {unknown[0]!r}; see memfit {args.command} --help.{_hint(unknown[0])}")
+        parser.error(f"unknown argument {unknown[0]!r}; see memfit {args.command} --help.")
     return args
 
 
-def _without_program(words: list[str]) -> list[str]:
-    """Return the words of a pasted launch line without its ``python -m module``."""
-    is_python = len(words) >= 3 and os.path.basename(words[0]).startswith("python") and words[1] == "-m"
-    return words[3:] if is_python else words
+def _values(args: argparse.Namespace, words: list[str]) -> list[str]:
+    from hydra_plugins.memfit.cli.pasted import read_pasted
+
+    args.pasted = read_pasted(words)
+    variables = args.pasted.environ if args.command == "env" else {}
+    return [*(f"{name}={value}" for name, value in variables.items()), *args.pasted.words]
 
 
-def _hint(word: str) -> str:
-    if not word.startswith(("--config-name", "--config-path", "--config-dir")):
-        return ""
-    return " A config of your own is composed by Hydra: COMMAND --cfg job > FILE, then --config FILE."
+@contextmanager
+def _surroundings(args: argparse.Namespace) -> Iterator[None]:
+    """The environment in which a pasted line would have run."""
+    before = dict(os.environ)
+    os.environ.update(args.pasted.environ if hasattr(args, "pasted") else {})
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:

@@ -32,11 +32,11 @@ def hardware_of(node: Any, changed: frozenset[str], environ: MutableMapping[str,
         raise ConfigError(f"memfit.hardware is {node!r}; it must come from a hardware group, e.g. +hardware=auto.")
     if node["name"] == "auto":
         return _with_counts(_detected(environ), node)
-    from hydra_plugins.memfit.hardware.catalog import from_mapping
+    from hydra_plugins.memfit.hardware.catalog import from_mapping, source
 
     own = ", ".join(sorted(key.removeprefix("memfit.hardware.") for key in changed))
     changes = f", but {own} from the command line" if own else ""
-    return from_mapping(node, f"conf/hardware/{node['name']}.yaml{changes}")
+    return from_mapping(node, f"{source(node['name'])}{changes}")
 
 
 def _detected(environ: MutableMapping[str, str]) -> Hardware:

@@ -67,7 +67,7 @@ def versions() -> str:
     except importlib.metadata.PackageNotFoundError as error:
         raise CompilerMissing(
             f"asking the TPU compiler needs jax and libtpu, and {error.name} is not installed. Install them with "
-            "pip install 'memfit[tpu]' (CPU is enough, no TPU is touched), or leave out --compile and memfit.exact."
+            "pip install '.[tpu]' in a clone of memfit (CPU is enough, no TPU is touched), or leave out --compile and memfit.exact."
         ) from None
     return ", ".join(found)
 

@@ -12,6 +12,7 @@ from typing import Any
 from hydra_plugins.memfit.base.errors import ConfigError, UnknownName
 from hydra_plugins.memfit.base.paths import conf_dir
 from hydra_plugins.memfit.base.units import GIB
+from hydra_plugins.memfit.hardware.slices import parse_slice
 from hydra_plugins.memfit.hardware.spec import Hardware
 
 AUTO = "auto"
@@ -62,10 +63,34 @@ def names() -> tuple[str, ...]:
 
 @cache
 def load(name: str) -> Hardware:
-    """Return the accelerator of ``conf/hardware/<name>.yaml``; raises `UnknownName`."""
-    if name not in names():
+    """Return the accelerator of ``conf/hardware/<name>.yaml``, or a TPU slice of a known generation; raises `UnknownName`."""
+    return from_mapping(node(name), source(name))
+
+
+def source(name: str) -> str:
+    """Return the file that the facts of a name come from, as people read it."""
+    relative = None if name in names() else _of_generation(name)
+    return f"conf/hardware/{relative or name}.yaml"
+
+
+def node(name: str) -> dict[str, Any]:
+    """Return the ``memfit.hardware`` node of a name, as a hardware group composes it; raises `UnknownName`.
+
+    A TPU slice without a file (``v4-32``) has the devices of its generation and its own number of them.
+    """
+    if name in names():
+        return _read(name)
+    size, relative = parse_slice(name), _of_generation(name)
+    if size is None or relative is None:
         raise UnknownName("hardware", name, names(), HINT)
-    return from_mapping(_read(name), f"conf/hardware/{name}.yaml")
+    counts = {"chips": size.chips, "hosts": size.hosts, "devices_per_host": size.chips // size.hosts}
+    return {**_read(relative), "name": size.name, **counts}
+
+
+def _of_generation(name: str) -> str | None:
+    """Return a file of the same TPU generation: a device is the same in all of its slices."""
+    size = parse_slice(name)
+    return next((known for known in names() if size and known.startswith(f"{size.generation}-")), None)
 
 
 @cache

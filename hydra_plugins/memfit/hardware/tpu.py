@@ -11,15 +11,16 @@ The metadata attribute ``tpu-env`` holds the same without the prefix, a line eac
 
 from __future__ import annotations
 
-import re
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 
 from hydra_plugins.memfit.base.errors import HardwareNotDetected
+from hydra_plugins.memfit.hardware import catalog
+from hydra_plugins.memfit.hardware.slices import CORES_PER_CHIP, SliceType, parse_slice
 from hydra_plugins.memfit.hardware.spec import Hardware
 
 METADATA_TIMEOUT_S = 1.0
@@ -27,36 +28,19 @@ GOOGLE_PCI_VENDOR = "0x1ae0"
 GOOGLE_PCI_TPUS = ("0x0027", "0x005e", "0x0062", "0x0063", "0x006f", "0x0076")
 """Device numbers of v3, v4, v5p, v5e, v6e and TPU7x chips. Source: jax 0.8.2, ``jax/_src/hardware_utils.py``."""
 _PATH = "/computeMetadata/v1/instance/attributes/"
-_TYPE = re.compile(r"(v\d+)(litepod|e|p)?-(\d+)$")
-_CORES_PER_CHIP = {"v4": 2, "v5p": 2, "v5e": 1, "v6e": 1}
-"""What the number in a type counts: TensorCores on v4 and v5p (two a chip, one JAX device a chip), else chips."""
 _HINTS = ("TPU_ACCELERATOR_TYPE", "TPU_WORKER_ID", "TPU_WORKER_HOSTNAMES", "TPU_CHIPS_PER_HOST_BOUNDS", "TPU_TOPOLOGY")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SliceType:
-    """An accelerator type, read: ``v5litepod-8`` is generation v5e with 8 chips."""
-
-    generation: str
-    chips: int
-
-    @property
-    def name(self) -> str:
-        """Name of the file in ``conf/hardware``: ``v5e-8``."""
-        return f"{self.generation}-{self.chips * _CORES_PER_CHIP[self.generation]}"
 
 
 def parse_type(accelerator_type: str) -> SliceType:
     """Read an accelerator type; raises `HardwareNotDetected` for a generation that memfit has no facts of."""
-    found = _TYPE.match(accelerator_type.strip().lower())
-    generation = found.group(1) + {"litepod": "e", None: ""}.get(found.group(2), found.group(2)) if found else ""
-    if not found or generation not in _CORES_PER_CHIP:
+    found = parse_slice(accelerator_type)
+    if found is None:
         raise HardwareNotDetected(
-            f"TPU accelerator type {accelerator_type!r} is not one that memfit knows ({', '.join(_CORES_PER_CHIP)}). "
+            f"TPU accelerator type {accelerator_type!r} is not one that memfit knows ({', '.join(CORES_PER_CHIP)}). "
             "Name the slice with +hardware=v4-16 (or another of conf/hardware), and its memory with "
             "memfit.hardware.capacity_bytes=BYTES."
         )
-    return SliceType(generation=generation, chips=max(1, int(found.group(3)) // _CORES_PER_CHIP[generation]))
+    return found
 
 
 def is_tpu_host(environ: Mapping[str, str], root: Path = Path("/")) -> bool:
@@ -87,7 +71,7 @@ def detect(
         return None
     facts, source = _facts(environ, timeout_s)
     kind = parse_type(facts["TPU_ACCELERATOR_TYPE"])
-    known = _of_generation(kind)
+    known = catalog.load(kind.name)
     per_host = _product(facts.get("TPU_CHIPS_PER_HOST_BOUNDS")) or min(known.gpus_per_node or 4, kind.chips)
     hosts = _product(facts.get("TPU_HOST_BOUNDS")) or _hosts(facts) or max(1, kind.chips // per_host)
     found = replace(
@@ -136,16 +120,6 @@ def _product(bounds: str | None) -> int:
 
 def _hosts(facts: Mapping[str, str]) -> int:
     return len([name for name in facts.get("TPU_WORKER_HOSTNAMES", "").split(",") if name.strip()])
-
-
-def _of_generation(kind: SliceType) -> Hardware:
-    """Return the facts of the slice, or of another slice of the same generation: a device is the same in all of them."""
-    from hydra_plugins.memfit.hardware import catalog
-
-    known = catalog.names()
-    if kind.name in known:
-        return catalog.load(kind.name)
-    return catalog.load(next(name for name in known if name.startswith(f"{kind.generation}-")))
 
 
 def _visible(found: Hardware, environ: Mapping[str, str], chips: int) -> Hardware:

@@ -21,6 +21,7 @@ from hydra_plugins.memfit.frameworks.transformers.keys import (
     attention,
     cache,
     element_bytes,
+    is_misspelt,
     refuse_quantization,
 )
 from hydra_plugins.memfit.frameworks.view import MISSING, View
@@ -138,6 +139,10 @@ class TransformersAdapter:
         """Return the documented keys with the values that hold where an app has none."""
         versions.pick(version)
         return deepcopy(DEFAULTS)
+
+    def versions_with(self, key: str) -> tuple[str, ...]:
+        """Return all versions, and none for what is almost a key that is read here: an app's other keys are its own."""
+        return () if is_misspelt(key) else self.versions
 
     def problem(self, config: Mapping[str, Any], context: Context) -> Problem:
         """Read the launch; raises `ConfigError` and `NotModelled` with the key, the value and the fix."""

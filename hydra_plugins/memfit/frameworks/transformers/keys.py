@@ -5,6 +5,7 @@ The first key that the config has is read; ``memfit.mapping.<name>=<dotted key>`
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from typing import Any
 
@@ -59,6 +60,11 @@ DEFAULTS: dict[str, Any] = {
 WRITABLE = ("micro_batch_size", "chunk_size", "max_new_tokens")
 """Every name whose key memfit may write; the last one only with ``memfit.allow_semantic=true``."""
 
+_OTHERS = frozenset(
+    {"min_new_tokens", "max_length", "min_length", "prompt", "num_beam_groups", "cache_config", "output_logits"}
+)
+"""Names of the generation config, close to one that is read, that memfit needs not."""
+
 _DTYPES = {
     "bfloat16": 2, "bf16": 2, "float16": 2, "fp16": 2, "half": 2, "float32": 4, "fp32": 4, "float": 4,
 }  # fmt: skip
@@ -67,6 +73,15 @@ _CACHES = {
     "dynamic": "dynamic", "dynamic_full": "dynamic", "static": "static", "hybrid": "static", "sliding_window": "static",
     "offloaded": "offloaded",
 }  # fmt: skip
+
+
+def is_misspelt(key: str) -> bool:
+    """Whether ``key`` is almost one that is read here: an app's other keys are its own."""
+    section, _, name = key.rpartition(".")
+    known = [
+        place.rpartition(".")[2] for places in KEYS.values() for place in places if place.startswith(f"{section}.")
+    ]
+    return name not in (*known, *_OTHERS) and bool(difflib.get_close_matches(name, known, n=1, cutoff=0.8))
 
 
 class Keys:
