@@ -33,6 +33,8 @@ CASES: dict[str, dict[str, Any]] = {
     "critic": {"role": "critic", "ranks": 2},
     "reference": {"role": "ref", "ranks": 2, "strategy": "fsdp2"},
     "ulysses": {"ranks": 2, "ulysses": 2},
+    "critic, ulysses": {"role": "critic", "ranks": 2, "ulysses": 2},
+    "critic, padded": {"role": "critic", "ranks": 2, "padded": True, "sequences": 4},
     "padded": {"padded": True, "sequences": 4, "temperature": 0.7, "update_entropy": True},
     "lora": {"lora_rank": 8, "ranks": 2},
     "experts": {"model": "toy-moe", "ranks": 2, "compute_dtype": "bf16"},
@@ -58,6 +60,9 @@ class Sentinels:
     def backward_pass(self) -> contextlib.AbstractContextManager[None]:
         """The allocator needs no help to see autograd."""
         return contextlib.nullcontext()
+
+    def micro_batch_done(self) -> None:
+        """Only phases are compared here."""
 
 
 def growth(changes: list[tuple[str | None, int]]) -> dict[str, int]:

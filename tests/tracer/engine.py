@@ -30,6 +30,9 @@ class Recorder(Protocol):
     def backward_pass(self) -> contextlib.AbstractContextManager[None]:
         """Autograd's engine runs inside."""
 
+    def micro_batch_done(self) -> None:
+        """Forward and backward of one micro-batch of the update are over."""
+
 
 class Engine:
     """The model, its optimizer and the phases of a step. Valid inside `session` only."""
@@ -83,6 +86,7 @@ class Engine:
             del loss, batch
             gc.collect()
             self._label_states()
+            self.recorder.micro_batch_done()
 
     def step(self, optimizer: torch.optim.Optimizer) -> None:
         """Clip the gradients and step."""
@@ -111,11 +115,20 @@ class Engine:
             input_ids=batch.input_ids, attention_mask=None, position_ids=batch.position_ids, use_cache=False, **extra
         )
         if case.role == "critic":
-            values = raw.logits.reshape(-1)
+            values = self._whole(raw.logits.reshape(-1))
             return value_loss(values, batch) if training else values.detach()
         asked = case.update_entropy if training else case.log_prob_entropy and case.role == "actor"
         out = self.head.outputs(raw, batch, entropy=asked)
         return policy_loss(out, batch) if training else {name: value.detach() for name, value in out.items()}
+
+    def _whole(self, values: torch.Tensor) -> torch.Tensor:
+        """Gather the values of the sequence-parallel group, as verl does."""
+        if self.case.ulysses == 1:
+            return values
+        from verl.utils.ulysses import gather_outputs_and_unpad
+
+        gathered: torch.Tensor = gather_outputs_and_unpad(values, gather_dim=0, unpad_dim=0, padding_size=0)
+        return gathered
 
     def _label_states(self) -> None:
         for buffer in self.module.buffers():

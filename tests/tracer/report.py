@@ -22,6 +22,7 @@ class Recording(Ledger):
         super().__init__()
         self.marks: list[tuple[str, int]] = []
         self.backward_starts: list[int] = []
+        self.micro_batch_ends: list[int] = []
 
     def mark(self, phase: str) -> None:
         """Begin a phase."""
@@ -32,6 +33,10 @@ class Recording(Ledger):
         """Remember where the forward pass ended."""
         self.backward_starts.append(len(self.log))
         return super().backward_pass()
+
+    def micro_batch_done(self) -> None:
+        """Remember where a micro-batch of the update ended."""
+        self.micro_batch_ends.append(len(self.log))
 
     def __enter__(self) -> Recording:
         from torch.distributed.fsdp import _runtime_utils as fsdp1

@@ -123,6 +123,24 @@ def _shapes_of_batches() -> Iterator[Options]:
         yield {"model": "qwen2.5-3b", "ranks": 4, "tokens": 16 * K, "sequences": sequences}
 
 
+def _shapes_of_other_passes() -> Iterator[Options]:
+    """Padding and sequence parallelism where the pass is not the plain one: roles, adapters, experts, heads."""
+    padded: Options = {"model": "llama-3.2-1b", "ranks": 2, "padded": True, "sequences": 4, "tokens": 4 * K}
+    yield {**padded, "role": "critic"}
+    yield {**padded, "role": "ref", "master_dtype": "bf16"}
+    yield {**padded, "checkpointing": False}
+    yield {**padded, "lora_rank": 32}
+    split: Options = {"model": "llama-3.2-1b", "ranks": 4, "ulysses": 2, "tokens": 16 * K}
+    yield {**split, "role": "critic"}
+    yield {**split, "role": "ref", "master_dtype": "bf16"}
+    yield {**split, "checkpointing": False, "strategy": "fsdp2"}
+    yield {**split, "lora_rank": 32}
+    yield {**split, "entropy": "eager", "update_entropy": True}
+    yield {**split, "entropy": "chunked", "update_entropy": True, "temperature": 0.7}
+    yield {**split, "fused": "torch"}
+    yield {"model": "qwen3-30b-a3b", "ranks": 8, "ulysses": 4, "tokens": 32 * K}
+
+
 def _sharding() -> Iterator[Options]:
     for model, ranks, tokens in (("llama-3.2-1b", 4, 8 * K), ("qwen2.5-7b", 8, 8 * K)):
         for strategy in ("fsdp", "fsdp2"):
@@ -137,6 +155,6 @@ def cases() -> list[Case]:
     """Return every case, in a fixed order, without repetition."""
     groups = (
         _dense(), _accumulating(), _heads(), _without_checkpointing(), _experts(), _adapters(), _other_roles(),
-        _shapes_of_batches(), _sharding(),
+        _shapes_of_batches(), _sharding(), _shapes_of_other_passes(),
     )  # fmt: skip
     return list(dict.fromkeys(Case(**options) for group in groups for options in group))

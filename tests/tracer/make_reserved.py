@@ -1,0 +1,95 @@
+"""
+``PYTHONPATH=tests python -m tracer.make_reserved``: what training steps need of a device, above what their tensors take.
+
+A draw of the cases of tracer.rows is replayed through the model of the caching allocator, below smaller and smaller limits,
+and tests/data/reserved.json keeps the smallest one that each survived. Rows that are there are kept; ``--force`` makes all again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import replace
+from datetime import date
+from itertools import product
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from tracer.case import Case
+from tracer.make_data import SEED, versions
+from tracer.rows import cases
+
+PATH = Path(__file__).parents[1] / "data" / "reserved.json"
+DRAWN = 40
+Row = dict[str, Any]
+
+
+def eligible() -> list[Case]:
+    """Return the cases that train and whose requests are the same for every length."""
+    trains = [replace(case, micro_batches=2) for case in cases() if case.trains]
+    same = [c for c in trains if "chunked" != c.entropy and not (c.fused == "torch")]
+    return list(dict.fromkeys(same))
+
+
+def drawn() -> list[Case]:
+    """Return `DRAWN` of them, by a hash of the case and the seed."""
+    return sorted(eligible(), key=lambda c: hashlib.sha256(f"{SEED} {sorted(c.changed().items())}".encode()).digest())[
+        :DRAWN
+    ]
+
+
+def rows(case: Case) -> list[Row]:
+    """Replay one case: kinds of lengths, with and without offload, ordinary and expandable segments."""
+    from tracer import process
+
+    script = process.script(case)
+    result = []
+    for kind, offload in product(("padded",) if case.padded else ("dynamic", "static"), (False, True)):
+        plan = list(process.acts(case, case.tokens, kind=kind, offload=offload))
+        for expandable in (False, True):
+            live, needed = process.needed(script, plan, expandable=expandable)
+            result.append({
+                "case": case.changed(), "lengths": kind, "offload": offload, "expandable": expandable,
+                "live_bytes": live, "needed_bytes": needed, "versions": versions(), "date": date.today().isoformat(),
+            })  # fmt: skip
+    return result
+
+
+def read(path: Path = PATH) -> list[Row]:
+    """Return the stored rows."""
+    return list(json.loads(path.read_text())["rows"]) if path.exists() else []
+
+
+def _write(stored: dict[str, list[Row]], path: Path = PATH) -> None:
+    order = [json.dumps(case.changed()) for case in drawn()]
+    lines = ",\n".join(json.dumps(row) for key in order for row in stored.get(key, []))
+    part = path.with_suffix(".part")
+    part.write_text(f'{{"rows": [\n{lines}\n]}}\n')
+    os.replace(part, path)
+
+
+def main() -> None:
+    """Replay what is missing and store after every case."""
+    cli = argparse.ArgumentParser(prog="tracer.make_reserved", description=__doc__)
+    cli.add_argument("--force", action="store_true", help="replay every case again")
+    cli.add_argument("--jobs", type=int, default=1, help="processes")
+    options = cli.parse_args()
+    stored: dict[str, list[Row]] = {}
+    for row in [] if options.force else read():
+        stored.setdefault(json.dumps(row["case"]), []).append(row)
+    missing = [case for case in drawn() if json.dumps(case.changed()) not in stored]
+    with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
+        waiting = {pool.submit(rows, case): case for case in missing}
+        for done in as_completed(waiting):
+            case = waiting[done]
+            stored[json.dumps(case.changed())] = done.result()
+            _write(stored)
+            print(f"{len(stored)}/{DRAWN} {case.changed()}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
