@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tracer.allocator import CachingAllocator, rounded
+from tracer.allocator import CachingAllocator, OutOfMemory, rounded
 
 KIB, MIB = 1 << 10, 1 << 20
 
@@ -83,3 +83,84 @@ def test_a_large_block_keeps_a_rest_that_is_not_worth_splitting() -> None:
     assert allocator.reserved == 12 * MIB + 2 * MIB
     allocator.allocate(2, MIB)
     assert allocator.reserved == 12 * MIB + 2 * MIB
+
+
+def play(allocator: CachingAllocator, *steps: tuple[int, int] | int | None) -> int:
+    """Allocate (key, MiB) pairs, release bare keys, empty the cache on ``None``; return what is reserved in MiB."""
+    for step in steps:
+        if step is None:
+            allocator.empty_cache()
+        elif isinstance(step, int):
+            allocator.release(step)
+        else:
+            allocator.allocate(step[0], step[1] * MIB)
+    return allocator.reserved // MIB
+
+
+@pytest.mark.parametrize(
+    ("limit", "steps", "reserved"),
+    [
+        (100, [(0, 60), 0, (1, 100)], 100),  # the free segment is given back for a larger one
+        (100, [(0, 50), 0, (1, 20), 1, (2, 60)], 60),  # also one that was split, once it is whole again
+        (100, [(0, 40), (1, 40), 0, (2, 60)], 100),  # what others use stays
+        (100, [(0, 40), (1, 60), 0, 1, (2, 30), (3, 30), (4, 30)], 100),  # holes are used before anything is given back
+    ],
+)
+def test_a_full_device_gets_free_segments_back(limit: int, steps: list[tuple[int, int] | int], reserved: int) -> None:
+    """A request that finds no room frees every wholly free segment and is made once more."""
+    assert play(CachingAllocator(limit * MIB), *steps) == reserved
+
+
+@pytest.mark.parametrize(
+    ("limit", "steps"),
+    [
+        (100, [(0, 60), (1, 41)]),  # more than there is
+        (100, [(0, 60), 0, (1, 20), (2, 60)]),  # 80 are enough, but 40 of them are a hole behind the 20
+    ],
+)
+def test_holes_in_used_segments_do_not_help_a_full_device(limit: int, steps: list[tuple[int, int] | int]) -> None:
+    """Out of memory is what no wholly free segment can cure, however much is free in total."""
+    with pytest.raises(OutOfMemory):
+        play(CachingAllocator(limit * MIB), *steps)
+
+
+@pytest.mark.parametrize(
+    ("steps", "reserved"),
+    [
+        ([(0, 50)], 60),  # pages of 20 MiB
+        ([(0, 50), (1, 50)], 100),  # the second one goes on where the first one ends
+        ([(0, 50), 0, (1, 60), (2, 20)], 80),  # a free range grows instead of staying behind
+        ([(0, 50), (1, 50), 0, (2, 60)], 160),  # a hole that is too small is passed over
+        ([(0, 50), (1, 50), 0, None], 60),  # whole pages of a hole are given back: 0-40 of 0-50
+        ([(0, 50), (1, 50), 0, None, (2, 30)], 100),  # and mapped again, at the lowest addresses
+        ([(0, 50), (1, 50), 0, 1, None], 0),
+    ],
+)
+def test_expandable_segments_grow_and_give_back_pages(steps: list[tuple[int, int] | int | None], reserved: int) -> None:
+    """One range of addresses for a pool, backed by pages as far as it is used."""
+    assert play(CachingAllocator(expandable=True), *steps) == reserved
+
+
+def test_expandable_segments_cure_what_holes_do_to_ordinary_ones() -> None:
+    """The request that fails above behind a hole succeeds: the pages of the hole are given back."""
+    allocator = CachingAllocator(100 * MIB, expandable=True)
+    assert play(allocator, (0, 60), 0, (1, 20), (2, 60)) == 80
+
+
+def test_expandable_segments_can_be_switched_while_a_process_runs() -> None:
+    """Blocks of before stay where they are; ordinary requests do not take free pieces of expandable segments."""
+    allocator = CachingAllocator()
+    assert play(allocator, (0, 40)) == 40
+    allocator.expandable = True
+    assert play(allocator, (1, 40), 0, (2, 30)) == 80  # the free ordinary segment serves
+    allocator.expandable = False
+    assert play(allocator, 1, (3, 40)) == 120
+    assert play(allocator, None) == 80
+
+
+def test_small_requests_get_small_pages() -> None:
+    """The small pool of an expandable segment maps 2 MiB at a time."""
+    allocator = CachingAllocator(expandable=True)
+    allocator.allocate(0, 600 * KIB)
+    allocator.allocate(1, 11 * MIB)
+    assert allocator.reserved == 2 * MIB + 20 * MIB

@@ -11,14 +11,9 @@ from __future__ import annotations
 import statistics
 from dataclasses import dataclass, replace
 
-from tracer.allocator import CachingAllocator, Piece, Pool, _segment_bytes
+from tracer.allocator import NO_LIMIT, CachingAllocator, OutOfMemory
 
 BF16, FP32 = 2, 4
-NO_LIMIT = 1 << 60
-
-
-class OutOfMemory(Exception):
-    """No segment can be had below the limit."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,11 +31,10 @@ class Loop:
 
 
 class FullGpu(CachingAllocator):
-    """The allocator with a limit; counts what is asked for."""
+    """The allocator below a limit; counts what is asked for."""
 
     def __init__(self, limit: int) -> None:
-        super().__init__()
-        self.limit = limit
+        super().__init__(limit)
         self.used = self.peak_used = self.key = 0
         self.sizes: dict[int, int] = {}
 
@@ -58,19 +52,6 @@ class FullGpu(CachingAllocator):
         for key in keys:
             self.release(key)
             self.used -= self.sizes.pop(key)
-
-    def _new_segment(self, pool: Pool, size: int) -> Piece:
-        if self.reserved + _segment_bytes(size) > self.limit:
-            self._give_back()
-        if self.reserved + _segment_bytes(size) > self.limit:
-            raise OutOfMemory
-        return super()._new_segment(pool, size)
-
-    def _give_back(self) -> None:
-        for pool, pieces in self._free.items():
-            whole = [p for _, _, p in pieces if p.before is None and p.after is None]
-            self.reserved -= sum(p.size for p in whole)
-            self._free[pool] = [entry for entry in pieces if entry[2] not in whole]
 
 
 def replay(loop: Loop, limit: int = NO_LIMIT, before: Loop | None = None) -> int:

@@ -93,6 +93,7 @@ def role_of(case: dict[str, Any]) -> Role:
         forward_tokens=tokens,
         update_tokens=tokens,
         accumulates=case["micro_batches"] > 1,
+        moved_output=case["padded"] or case["ulysses"] > 1,
         unsharded_gradients=case["no_sync"],
     )
 

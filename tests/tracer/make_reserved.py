@@ -31,7 +31,7 @@ Row = dict[str, Any]
 def eligible() -> list[Case]:
     """Return the cases that train and whose requests are the same for every length."""
     trains = [replace(case, micro_batches=2) for case in cases() if case.trains]
-    same = [c for c in trains if "chunked" != c.entropy and not (c.fused == "torch")]
+    same = [c for c in trains if c.entropy != "chunked" and c.fused != "torch"]
     return list(dict.fromkeys(same))
 
 

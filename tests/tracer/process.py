@@ -70,7 +70,7 @@ def script(case: Case) -> Script:
     def part(start: int, end: int) -> tuple[Request, ...]:
         return tuple(_request(long, short, case.tokens, small, *entry) for entry in long.log[start:end])
 
-    resident = [i for i in _alive(long, marks[_forward_mark(case)])]
+    resident = _alive(long, marks[_forward_mark(case)])
     states = {i for i in resident if long.blocks[i].label == "optimizer_states"}
     return Script(
         tokens=case.tokens,

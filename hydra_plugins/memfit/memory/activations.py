@@ -38,6 +38,8 @@ class Widths:
     experts: int
     expert_m: int
     shared_m: int
+    moved_output: bool = False
+    """Attention's output is put elsewhere before its projection: padded again, or exchanged between sequence-parallel ranks."""
 
     @property
     def mlp_rows(self) -> int:
@@ -45,7 +47,7 @@ class Widths:
         return 2 * self.experts * self.expert_m if self.experts else self.m
 
     @classmethod
-    def of(cls, model: ModelSpec) -> Widths:
+    def of(cls, model: ModelSpec, *, moved_output: bool = False) -> Widths:
         """Return the widths of the model's widest decoder layer."""
         moe = model.num_experts > 0
         mla = model.kv_lora_rank > 0
@@ -66,6 +68,7 @@ class Widths:
             experts=model.num_experts,
             expert_m=model.moe_intermediate_size,
             shared_m=model.shared_expert_intermediate_size,
+            moved_output=moved_output,
         )
 
 
@@ -81,11 +84,12 @@ def layer_saved_bytes(w: Widths) -> int:
         norms 2 · 8h   each RMSNorm keeps its fp32 input (4h), the normalised bf16 copy (2h) and its output (2h);
                        Gemma 2 and 3 have four
         attention      4q + 4k (q, k, v and the output, bf16) + 4H (fp32 log-sum-exp)
+                       + 2q where the output is moved: the kernel's and the projection's are two tensors then
         MLP            8m (gate, up, activation, product, bf16)
         q/k norm       6(q + k) + 4(H + K); Gemma 12(q + k)
         MoE            see `_moe_saved_bytes` in place of 8m
     """
-    saved = 8 * w.norms * w.h + 4 * w.q + 4 * w.k + 4 * w.heads + 8
+    saved = 8 * w.norms * w.h + (6 if w.moved_output else 4) * w.q + 4 * w.k + 4 * w.heads + 8
     if w.qk_norm:
         saved += (12 if w.fp32_norms else 6) * (w.q + w.k) + 4 * (w.heads + w.kv_heads)
     return saved + (_moe_saved_bytes(w) if w.experts else 8 * w.m)

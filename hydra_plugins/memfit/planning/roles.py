@@ -102,6 +102,8 @@ class Role:
     update_tokens: int = 0
     accumulates: bool = True
     """Whether a mini-batch takes more than one micro-batch."""
+    moved_output: bool = False
+    """Attention runs on another layout than its projections: padded batches, sequence parallelism."""
     unsharded_gradients: bool = False
     """Gradients stay unsharded until the last micro-batch (no_sync)."""
     keeps_root: bool = False
@@ -216,7 +218,7 @@ class Role:
 
     def _pass(self, tokens: int, head: Head) -> Pass:
         return Pass(
-            widths=Widths.of(self.model),
+            widths=Widths.of(self.model, moved_output=self.moved_output),
             sharding=self.sharding,
             head=head,
             tokens=tokens,

@@ -160,8 +160,11 @@ def micro_tokens(view: View, launch: Launch, section: str) -> int:
     if limit is not None and view.flag(f"{section}.pad_to_maximum", False):
         whole = None
     tokens = min(t for t in (limit, whole) if t is not None)
-    sp = launch.layout.trainer.c * view.integer(f"{section}.fsdp.ulysses_sp_size", 1)
-    return ceil_div(round_up(tokens, ROW_TOKENS), sp)
+    return ceil_div(round_up(tokens, ROW_TOKENS), _sequence_parallel(view, launch, section))
+
+
+def _sequence_parallel(view: View, launch: Launch, section: str) -> int:
+    return launch.layout.trainer.c * view.integer(f"{section}.fsdp.ulysses_sp_size", 1)
 
 
 # -- roles ----------------------------------------------------------------------------------------------------------
@@ -213,6 +216,7 @@ def _role(view: View, launch: Launch, section: str, model: ModelSpec | None = No
         forward_tokens=tokens,
         update_tokens=tokens,
         accumulates=whole is None or whole > mini * tokens,
+        moved_output=_sequence_parallel(view, launch, section) > 1,
         unsharded_gradients=b.unsharded_gradients,
     )
 

@@ -136,6 +136,7 @@ def _actor(view: View, launch: Launch, strategy: str, lora_rank: int) -> Role:
         forward_tokens=forward.tokens(),
         update_tokens=update.tokens(),
         accumulates=update.accumulates(),
+        moved_output=update.moves_output,
         unsharded_gradients=view.flag(f"{section}.use_no_sync_for_gradient_accumulation", False),
         keeps_root=_keeps_root(view, launch, section),
     )
@@ -211,6 +212,7 @@ def _critic(view: View, launch: Launch) -> Role:
         forward_tokens=forward.tokens(),
         update_tokens=update.tokens(),
         accumulates=update.accumulates(),
+        moved_output=update.moves_output,
         unsharded_gradients=view.flag(f"{section}.use_no_sync_for_gradient_accumulation", False),
     )
 

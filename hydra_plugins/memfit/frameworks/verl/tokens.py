@@ -33,6 +33,11 @@ class Batch:
     lengths: Lengths
 
     @property
+    def moves_output(self) -> bool:
+        """Whether attention runs on another layout than its projections: unpadded, or exchanged between ranks."""
+        return not self.packed or self.sequence_parallel > 1
+
+    @property
     def longest(self) -> int:
         """Tokens of the longest sequence."""
         known = self.lengths.max
