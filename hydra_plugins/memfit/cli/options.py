@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from hydra_plugins.memfit.frameworks.registry import names
+from hydra_plugins.memfit.frameworks import registry
 
 WORDS_HELP = """\
 key=value    values of the launch, in the grammar of Hydra's command line: key=value, +key=value, ++key=value, ~key.
@@ -25,23 +25,23 @@ EXAMPLES = (
 )
 
 
-def add_launch_options(parser: argparse.ArgumentParser, *examples: str) -> None:
+def add_launch_options(parser: argparse.ArgumentParser, *examples: str, several: bool = False) -> None:
     """Add the options of one launch to ``parser``; `hydra_plugins.memfit.cli.launch.read_launch` reads them.
 
-    ``examples``: command lines for its help instead of the usual ones.
+    ``examples``: command lines for its help instead of the usual ones. ``several``: accelerators and counts are lists.
     """
     lines = examples or [example.format(command=parser.prog.split()[-1]) for example in EXAMPLES]
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = WORDS_HELP % {"examples": "\n  ".join(lines)}
     parser.usage = f"{parser.prog} [options] [key=value ...]"
     add = parser.add_argument
-    add("--framework", metavar="NAME", help=f"{', '.join(names())}; recognised from the keys when left out")
+    add("--framework", metavar="NAME", help=f"{', '.join(registry.names())}; recognised from the keys when left out")
     add("--framework-version", metavar="X.Y.Z", help="the installed one when left out, else the newest known")
-    add(
-        "--hardware", metavar="NAME", help="h200, a100-80, ... or auto (default: auto, the accelerator of this machine)"
-    )
-    add("--gpus", type=_count, metavar="N", help="devices of one node; the config's own count when left out")
-    add("--nodes", type=_count, metavar="N", help="nodes; the config's own count when left out")
+    more, names_type, number = (",...", names, counts) if several else ("", str, count)
+    hardware = "h200, a100-80, ... or auto (default: auto, the accelerator of this machine)"
+    add("--hardware", type=names_type, metavar=f"NAME{more}", help=hardware)
+    add("--gpus", type=number, metavar=f"N{more}", help="devices of one node; the config's own count when left out")
+    add("--nodes", type=number, metavar=f"N{more}", help="nodes; the config's own count when left out")
     add(
         "--model",
         metavar="NAME",
@@ -52,7 +52,21 @@ def add_launch_options(parser: argparse.ArgumentParser, *examples: str) -> None:
     parser.set_defaults(takes_overrides=True)
 
 
-def _count(text: str) -> int:
+def count(text: str) -> int:
+    """Return a whole number above 0; the type of an argument."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
     return int(text)
+
+
+def counts(text: str) -> tuple[int, ...]:
+    """Return whole numbers above 0, separated by commas, each once."""
+    return tuple(dict.fromkeys(count(part.strip()) for part in text.split(",")))
+
+
+def names(text: str) -> tuple[str, ...]:
+    """Return names that are separated by commas, each once."""
+    found = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r} is no name")
+    return found
