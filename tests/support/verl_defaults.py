@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import argparse
 import ast
+import itertools
 import json
+import re
 import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -22,6 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from hydra_plugins.memfit.frameworks.verl.defaults import DATA, TRAINERS, VERSIONS
 from hydra_plugins.memfit.frameworks.verl.generation import YAML_VERSIONS
+from hydra_plugins.memfit.frameworks.verl.recipes import RECIPES
 
 SECTIONS = (
     "model_engine", "data", "actor_rollout_ref", "critic", "reward_model", "reward", "algorithm", "distillation",
@@ -69,6 +72,27 @@ def extract_generation(packages: Mapping[str, Path]) -> dict[str, Any]:
         assert isinstance(whole, dict)
         versions[version] = _prune(whole)
     return {"source": "verl, trainer/config/generation.yaml of each version", "versions": versions}
+
+
+def extract_recipes(packages: Mapping[str, Path]) -> dict[str, Any]:
+    """Return what the yaml of each recipe sets itself, for each release that has it; ``packages`` as above."""
+    found: dict[str, dict[str, Any]] = {recipe: {} for recipe in RECIPES}
+    for recipe, version in itertools.product(RECIPES, packages):
+        configs = packages[version] / "experimental" / f"{recipe}_policy" / "config"
+        own = [_own_keys(configs / f"{recipe}_{trainer}.yaml") for trainer in TRAINERS.values()]
+        if own[0]:
+            assert own[0] == own[1], f"verl {version}: {recipe} differs between FSDP and Megatron"
+            found[recipe][version] = own[0]
+    return {"source": "verl, experimental/*_policy/config/*_ppo_trainer.yaml of each version", "recipes": found}
+
+
+def _own_keys(path: Path) -> dict[str, Any]:
+    """Return what a yaml sets itself, without its defaults list and Hydra's own section; empty: there is no such file."""
+    if not path.is_file():
+        return {}
+    whole = OmegaConf.to_container(OmegaConf.load(path))
+    assert isinstance(whole, dict)
+    return _prune({key: value for key, value in whole.items() if key not in ("defaults", "hydra")})
 
 
 def _prune(node: Mapping[Any, Any]) -> dict[str, Any]:
@@ -149,7 +173,9 @@ def unpack(wheel: Path, target: Path) -> Path:
     """Unpack the config part of a wheel and return the package directory."""
     with zipfile.ZipFile(wheel) as archive:
         wanted = ("verl/base_config.py", "verl/trainer/config/", "verl/workers/config/")
-        archive.extractall(target, [name for name in archive.namelist() if name.startswith(wanted)])
+        names = [name for name in archive.namelist() if name.startswith(wanted)]
+        recipes = [name for name in archive.namelist() if re.match(r"verl/experimental/\w+/config/\w+\.yaml$", name)]
+        archive.extractall(target, names + recipes)
     return target / "verl"
 
 
@@ -177,6 +203,7 @@ def main() -> None:
             packages[version] = unpack(wheel, Path(target) / version)
             _write(DATA / f"{version}.json", extract(packages[version], version))
         _write(DATA / "generation.json", extract_generation(packages))
+        _write(DATA / "recipes.json", extract_recipes(packages))
 
 
 def _write(path: Path, record: Mapping[str, Any]) -> None:

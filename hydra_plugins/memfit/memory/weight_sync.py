@@ -1,4 +1,4 @@
-"""Handing the trained weights to the inference engine on the same GPU.
+"""Handing the trained weights to the inference engine, on the same GPU or on others.
 
 Symbols: P parameters, N ranks, n and R decoder layer and root unit, E one vocabulary matrix.
 """
@@ -45,6 +45,33 @@ def sync_moments(s: Sharding, *, parameters: int, master_bytes: int, bucket_byte
         MemoryBreakdown(communication_buffers=clone + master_bytes * (s.root + s.layer)),
         MemoryBreakdown(communication_buffers=clone + bucket_bytes + largest),
     )
+
+
+def broadcast_sender_bytes(*, bucket_bytes: int) -> int:
+    """
+    Return what a trainer's rank holds beside what it gathers while weights go to engines on other GPUs.
+
+        M = 2 · bucket
+
+    Every rank has both buckets, also those that send nothing; on rank 0 they lie outside torch's allocator.
+
+    Source: verl checkpoint_engine/nccl_checkpoint_engine.py (prepare).
+    """
+    return 2 * bucket_bytes
+
+
+def broadcast_receiver_bytes(*, embedding: int, sent_bytes: int, bucket_bytes: int) -> int:
+    """
+    Return what the worker beside an engine holds while weights arrive from other GPUs.
+
+        M = 3 · bucket + b · E   (the last term where the tensor is larger than a bucket, and is put together)
+
+    Two buckets of the broadcast and one that is shared with the engine's process; b: bytes of an element on its way.
+
+    Source: verl checkpoint_engine/base.py (merge_weight_chunks), bucketed_weight_transfer.py.
+    """
+    tensor = sent_bytes * embedding
+    return 3 * bucket_bytes + (tensor if tensor > bucket_bytes else 0)
 
 
 def whole_tensor_bytes(s: Sharding, *, master_bytes: int) -> int:

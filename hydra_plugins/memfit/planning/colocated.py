@@ -24,9 +24,11 @@ from hydra_plugins.memfit.memory.engine import Engine
 from hydra_plugins.memfit.memory.overheads import (
     HOST_DRIVER_BYTES,
     HOST_PROCESS_BYTES,
+    SERVED_TRAINER_BYTES,
     fragmentation_bytes,
     trainer_context_bytes,
 )
+from hydra_plugins.memfit.memory.weight_sync import broadcast_sender_bytes
 from hydra_plugins.memfit.planning.roles import Handover, Occupant
 from hydra_plugins.memfit.planning.roles import Role as Role
 from hydra_plugins.memfit.planning.share import LARGEST_FRACTION, budget_beside, kv_shortfalls, solved_fraction
@@ -56,6 +58,8 @@ class ColocatedRun:
     reference_is_actor: bool = False
     """LoRA: the reference is the actor with its adapters switched off."""
     handover: Handover = field(default_factory=Handover)
+    engines_apart: bool = False
+    """Engines on other GPUs receive the weights, in buckets of the same size."""
     sync_over_reserved: bool = False
     """The cache of the update is not emptied before the engine maps its weights (verl 0.7.1 engine path and 0.8.0)."""
     expandable_segments: bool = False
@@ -73,6 +77,7 @@ def estimate(run: ColocatedRun) -> Estimate:
         *_engine_phases(run, solution),
         *_training_phases(run, kv),
         *_handover_phases(run, solution),
+        *_broadcast_phases(run, kv),
     ]
     order = {"launch": 0, "rollout": 1, "weight_sync": 8, "kv_resume": 9}
     phases.sort(key=lambda phase: order.get(phase.name, 5))
@@ -82,9 +87,14 @@ def estimate(run: ColocatedRun) -> Estimate:
 
 
 # -- who is resident ------------------------------------------------------------------------------------------------
+def _context_bytes(run: ColocatedRun) -> int:
+    """What the process holds outside torch; a second communicator where weights go to other GPUs."""
+    return SERVED_TRAINER_BYTES if run.engines_apart else trainer_context_bytes(world_size=run.world_size)
+
+
 def _resting(run: ColocatedRun, *, without: Occupant | None = None, reference_runs: bool = False) -> MemoryBreakdown:
     """Everything of the trainer that stays on the GPU while ``without``, or the reference, runs its own pass."""
-    total = MemoryBreakdown(context=trainer_context_bytes(world_size=run.world_size))
+    total = MemoryBreakdown(context=_context_bytes(run))
     for role in (run.actor, run.critic):
         if role is not None and role is not without:
             total = total + role.resting()
@@ -106,7 +116,7 @@ def _actor_leak(run: ColocatedRun) -> MemoryBreakdown:
 
 def _at_launch(run: ColocatedRun) -> MemoryBreakdown:
     """The trainer when the engine starts: parameters unless offloaded, no moments, no reference pass yet."""
-    total = MemoryBreakdown(context=trainer_context_bytes(world_size=run.world_size))
+    total = MemoryBreakdown(context=_context_bytes(run))
     for role in (run.actor, run.critic, None if run.reference_is_actor else run.reference):
         if role is not None:
             total = total + role.at_launch()
@@ -244,6 +254,18 @@ def _handover_phases(run: ColocatedRun, solution: _Solution | None) -> list[Phas
     sync = _phase(run, "weight_sync", resident + moment + cached, receiving, moment.total_bytes)
     resume = _awake_phase(run, "kv_resume", _resting(run), engines.awake(run.engine, kv=solution.kv), solution)
     return [sync, resume]
+
+
+def _broadcast_phases(run: ColocatedRun, kv: int) -> list[PhaseEstimate]:
+    """Sending the weights to engines on other GPUs, while those on this one sleep; nobody empties the cache before."""
+    if not run.engines_apart:
+        return []
+    gathered = run.actor.buffers(replace(run.handover, bucket_bytes=0))
+    buckets = broadcast_sender_bytes(bucket_bytes=run.handover.bucket_bytes)
+    unused = max(0, run.actor.left_in_cache().total_bytes - gathered.total_bytes)
+    sending = gathered + MemoryBreakdown(communication_buffers=buckets, fragmentation=unused)
+    resident = _resting(run, without=run.actor) + run.actor.sending()
+    return [_phase(run, "weight_sync", resident + sending, _sleeping(run, kv), gathered.total_bytes)]
 
 
 def _transient(moment: MemoryBreakdown) -> int:

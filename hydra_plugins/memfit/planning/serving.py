@@ -30,9 +30,15 @@ class ServingRun:
     beside: MemoryBreakdown = field(default_factory=MemoryBreakdown)
     """What the worker keeps on the GPU beside the engine, from before it starts until the end."""
     handover: tuple[MemoryBreakdown, ...] = ()
-    """Moments of the worker handing its weights to the engine, on top of ``beside``; empty: the engine loads its own."""
+    """
+    Moments of the worker handing weights to the engine, on top of ``beside``; empty: none are handed over.
+
+    A sleeping engine has no KV pool then; one that does not sleep has, and leaves room for them beside its share.
+    """
     fraction_key: str
     """Config key of the engine's fraction, for `Estimate.solved`."""
+    phase: str = "generate"
+    """Name of the phase in which the engine works."""
 
 
 def estimate(run: ServingRun) -> Estimate:
@@ -45,9 +51,10 @@ def estimate(run: ServingRun) -> Estimate:
     )
     phases = [_phase(run, "launch", run.beside, awake, budget)]
     if run.handover:
-        sending = run.beside + peak(run.handover)
-        phases.append(_phase(run, "weight_sync", sending, engines.receiving(run.engine, kv=kv), run.budget_bytes))
-    phases.append(_phase(run, "generate", run.beside, awake, budget))
+        handing = run.beside + peak(run.handover)
+        room = run.budget_bytes if run.engine.sleeps else budget
+        phases.append(_phase(run, "weight_sync", handing, engines.receiving(run.engine, kv=kv), room))
+    phases.append(_phase(run, run.phase, run.beside, awake, budget))
     return Estimate(
         phases=tuple(phases),
         host=HostEstimate(peak_bytes=run.host_peak_bytes, budget_bytes=run.host_budget_bytes),
@@ -64,6 +71,8 @@ def _solved(run: ServingRun) -> float:
     """The fraction closest to the requested one with which everything on the GPU stays within the budget."""
     pool = _pool(run)
     beside = 0 if run.engine.share_of == "device" else run.beside.total_bytes
+    if run.handover and not run.engine.sleeps:
+        beside += peak(run.handover).total_bytes
     largest = (run.budget_bytes - beside - pool.outside) / max(1, pool.base)
     return solved_fraction(run.engine, pool, largest=min(largest, LARGEST_FRACTION))
 

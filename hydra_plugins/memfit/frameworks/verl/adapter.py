@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from hydra_plugins.memfit.base.errors import NotModelled
-from hydra_plugins.memfit.frameworks.verl import defaults, keys, knobs, read, surroundings
+from hydra_plugins.memfit.frameworks.verl import defaults, keys, knobs, pools, read, recipes, surroundings
 from hydra_plugins.memfit.frameworks.verl.checks import (
     blockers,
     broken_heads,
@@ -17,14 +17,16 @@ from hydra_plugins.memfit.frameworks.verl.checks import (
     refuse_values_for_sections,
     unset_micro_batches,
 )
+from hydra_plugins.memfit.frameworks.verl.engines import rollout_name
 from hydra_plugins.memfit.frameworks.verl.launch import MODEL, Launch
+from hydra_plugins.memfit.frameworks.verl.placement import read_placement, refuse_empty_pool
 from hydra_plugins.memfit.frameworks.verl.versions import behaviour
 from hydra_plugins.memfit.frameworks.verl.writable import WRITABLE_KEYS
 from hydra_plugins.memfit.frameworks.view import MISSING, View
 from hydra_plugins.memfit.memory.breakdown import Estimate
 from hydra_plugins.memfit.model.spec import ModelSpec
-from hydra_plugins.memfit.planning.colocated import estimate
 from hydra_plugins.memfit.planning.context import Context
+from hydra_plugins.memfit.planning.pools import estimate
 from hydra_plugins.memfit.planning.problem import Problem, remembered
 
 __all__ = ["WRITABLE_KEYS", "VerlAdapter"]
@@ -49,7 +51,7 @@ class VerlAdapter(defaults.Releases):
         return defaults.load(defaults.pick_version(version))
 
     def defaults_with(self, version: str, asked: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Return verl's own config with the training backend that the dotted keys in ``asked`` are for.
+        """Return verl's own config with the training backend, and the recipe, that the dotted keys in ``asked`` are for.
 
         Raises `NotModelled` for a backend whose config is not known.
         """
@@ -57,7 +59,9 @@ class VerlAdapter(defaults.Releases):
         if engine not in ("dp", "megatron"):
             raise NotModelled(f"model_engine={engine} is not modelled; memfit knows the configs of dp and megatron.")
         is_megatron = engine == "megatron" or any("megatron" in key.split(".") for key in asked)
-        return defaults.load(defaults.pick_version(version), trainer="megatron" if is_megatron else "fsdp")
+        known = defaults.pick_version(version)
+        config = defaults.load(known, trainer="megatron" if is_megatron else "fsdp")
+        return recipes.with_recipe(config, known, recipes.recipe_of(key.split(".")[0] for key in asked))
 
     def versions_with(self, key: str) -> tuple[str, ...]:
         """Return the releases that have ``key``, in a yaml or in a dataclass only."""
@@ -74,7 +78,7 @@ class VerlAdapter(defaults.Releases):
 
         def predict(values: Mapping[str, object]) -> Estimate:
             turned = view.with_values({**forced, **values})
-            prediction = estimate(read.read(turned, launch))
+            prediction = estimate(pools.read(turned, launch))
             return replace(
                 prediction,
                 notes=unset_micro_batches(turned, launch),
@@ -104,15 +108,13 @@ def _launch(view: View, context: Context) -> Launch:
     asked = settings.framework_version or defaults.installed_version()
     version = defaults.pick_version(asked)
     gpus, nodes = surroundings.gpus(view, context)
-    engine = read.rollout_name(view)
-    engine_version = (
-        settings.engine_version or defaults.installed_engine_version(engine) or defaults.engine_pin(version, engine)
-    )
+    placement = read_placement(view, version)
+    refuse_empty_pool(view, placement)
     actor = surroundings.model(view, context, f"{MODEL}.path", context.model)
     return Launch(
         version=version,
         behaviour=behaviour(version, engine_workers=view.raw("trainer.use_legacy_worker_impl") == "disable"),
-        engine_version=engine_version,
+        engine_version=defaults.engine_in_use(version, rollout_name(view), asked=settings.engine_version),
         actor_model=actor,
         critic_model=_critic_model(view, context, actor) if read.has_critic(view) else None,
         settings=settings,
@@ -122,6 +124,8 @@ def _launch(view: View, context: Context) -> Launch:
         host_budget_bytes=context.host_budget_bytes,
         gpus_per_node=gpus,
         nodes=nodes,
+        gpus_of_a_host=hardware.gpus_per_node,
+        placement=placement,
         flash_cross_entropy=has_flash_attention(hardware)
         and context.environ.get("VERL_DISABLE_FLASH_ATTN_CE", "0") != "1",
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from hydra_plugins.memfit.base.errors import ConfigError, NotModelled
+from hydra_plugins.memfit.base.errors import ConfigError
 from hydra_plugins.memfit.frameworks.verl.launch import ACTOR, MODEL, REF, ROLLOUT, Launch
 from hydra_plugins.memfit.frameworks.verl.tokens import Batch
 from hydra_plugins.memfit.frameworks.view import LARGEST, View
@@ -16,12 +16,14 @@ def max_length(view: View) -> int:
 
 
 def prompts_per_step(view: View) -> int:
-    """Prompts of one training step; raises `NotModelled` for a fully asynchronous launch, which has none."""
+    """Prompts of one training step; fully asynchronous training waits for a number of mini-batches."""
+    if view.section("async_training"):
+        return _mini_batch(view) * view.integer("async_training.require_batches", 1)
     prompts = view.integer("data.train_batch_size", 1024, minimum=0)
     if prompts == 0:
-        raise NotModelled(
-            "data.train_batch_size=0 (fully asynchronous training): trainer and rollout on separate GPUs are not modelled "
-            "yet. Launch without the hardware group, or go on unplanned with memfit.strict=false."
+        raise ConfigError(
+            "data.train_batch_size=0 without the section async_training: fully asynchronous training has both. Compose its "
+            "own fully_async_ppo_trainer.yaml; on the console add async_training.require_batches=1."
         )
     return prompts
 
@@ -33,7 +35,11 @@ def sequences_per_step(view: View) -> int:
 
 def mini_sequences(view: View) -> int:
     """Sequences of one optimizer step."""
-    return _sequences(view, view.integer(f"{ACTOR}.ppo_mini_batch_size", 256))
+    return _sequences(view, _mini_batch(view))
+
+
+def _mini_batch(view: View) -> int:
+    return view.integer(f"{ACTOR}.ppo_mini_batch_size", 256)
 
 
 def _sequences(view: View, prompts: int) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from hydra_plugins.memfit.base.errors import ConfigError
-from hydra_plugins.memfit.frameworks.verl import batches
+from hydra_plugins.memfit.frameworks.verl import batches, engines, placement
 from hydra_plugins.memfit.frameworks.verl import read as r
 from hydra_plugins.memfit.frameworks.verl.launch import ACTOR, MODEL, REF, ROLLOUT, TENSOR_PARALLEL, Launch
 from hydra_plugins.memfit.frameworks.verl.versions import parse
@@ -53,13 +53,14 @@ def fixes(view: View, launch: Launch, *, pinned: Collection[str], explicit: Coll
 
 
 def _tensor_parallel(view: View, launch: Launch) -> list[Change]:
-    size, world = view.integer(TENSOR_PARALLEL, 2), launch.world_size
-    if view.integer(f"{ROLLOUT}.expert_parallel_size", 1) > 1 or r.engine_splits(view, launch, size):
+    size, worlds = view.integer(TENSOR_PARALLEL, 2), launch.engine_worlds
+    if view.integer(f"{ROLLOUT}.expert_parallel_size", 1) > 1 or engines.engine_splits(view, launch, size):
         return []
-    fitting = max((s for s in range(1, min(size, world) + 1) if r.engine_splits(view, launch, s)), default=1)
+    fitting = max((s for s in range(1, min(size, *worlds) + 1) if engines.engine_splits(view, launch, s)), default=1)
     heads = launch.actor_model.num_attention_heads
+    world = next((world for world in worlds if world % size), 0)
     why = f"verl needs a rollout tensor parallel size that divides the {world} GPU{'s' * (world > 1)}"
-    if world % size == 0:
+    if world == 0:
         why = f"the engine needs a tensor parallel size that divides the model's {heads} attention heads"
     return [Change(key=TENSOR_PARALLEL, old=view.requested(TENSOR_PARALLEL), new=fitting, kind="neutral", why=why)]
 
@@ -67,10 +68,10 @@ def _tensor_parallel(view: View, launch: Launch) -> list[Change]:
 def _in_process_engine(view: View, launch: Launch) -> list[Change]:
     """What verl up to 0.6 asserts before it starts vLLM in the trainer's process."""
     in_process = launch.behaviour.engine_in_process and view.text(f"{ROLLOUT}.mode", "sync") == "sync"
-    if not in_process or r.rollout_name(view) != "vllm":
+    if not in_process or engines.rollout_name(view) != "vllm":
         return []
     changes = []
-    key, longest = f"{ROLLOUT}.max_num_batched_tokens", r.max_model_len(view, launch)
+    key, longest = f"{ROLLOUT}.max_num_batched_tokens", engines.max_model_len(view, launch)
     if view.flag(f"{ROLLOUT}.enable_chunked_prefill", True) and view.integer(key, 8192) < longest:
         why = f"verl {launch.version} refuses chunks of a prefill below the longest sequence, {longest} tokens"
         changes.append(Change(key=key, old=view.requested(key), new=longest, kind="neutral", why=why))
@@ -136,7 +137,19 @@ def blockers(view: View, launch: Launch, context: Context) -> tuple[str, ...]:
             f"{ACTOR}.ulysses_sequence_parallel_size={strategies} needs {MODEL}.use_remove_padding=true: verl refuses "
             "sequence parallelism on padded batches."
         )
-    return (*found, *_indivisible(view, launch))
+    found += [*_indivisible(view, launch), *placement.blockers(view, launch.placement, launch.version)]
+    return (*found, *_small_bucket(view, launch))
+
+
+def _small_bucket(view: View, launch: Launch) -> list[str]:
+    """0.7 sends a tensor to other GPUs in one bucket or not at all."""
+    needed, key = r.smallest_bucket_bytes(launch), launch.behaviour.bucket_key
+    if r.bucket_bytes(view, launch) >= needed:
+        return []
+    return [
+        f"{key}={r.bucket_bytes(view, launch) >> 20} is smaller than the embedding of {launch.actor_model.name}: verl "
+        f"{launch.version} asserts that a tensor fits. Write {key}={-(-needed >> 20)}."
+    ]
 
 
 def _indivisible(view: View, launch: Launch) -> list[str]:
@@ -163,7 +176,7 @@ def _indivisible(view: View, launch: Launch) -> list[str]:
 
 def _expandable_segments(view: View, launch: Launch, context: Context) -> str:
     """The allocator setting that torch's own OOM message recommends, and that breaks a vLLM that sleeps."""
-    if r.rollout_name(view) != "vllm" or not view.flag(f"{ROLLOUT}.free_cache_engine", True):
+    if engines.rollout_name(view) != "vllm" or not view.flag(f"{ROLLOUT}.free_cache_engine", True):
         return ""
     for name in ALLOCATOR_VARIABLES:
         for where, value in (("the environment", context.environ.get(name)), ("ray_kwargs", _ray_env(view, name))):

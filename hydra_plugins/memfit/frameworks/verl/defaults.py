@@ -79,6 +79,11 @@ def installed_engine_version(name: str) -> str | None:
     return _installed(name)
 
 
+def engine_in_use(version: str, engine: str, *, asked: str | None) -> str:
+    """Return the engine's version: the one ``asked`` for, else the installed one, else the newest that verl allows."""
+    return asked or installed_engine_version(engine) or engine_pin(version, engine)
+
+
 def engine_pin(version: str, engine: str) -> str:
     """Return the newest release of ``engine`` that verl ``version`` (one of `VERSIONS`) allows in its extras."""
     if engine not in ENGINES:

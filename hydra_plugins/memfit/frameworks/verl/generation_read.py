@@ -135,14 +135,13 @@ def read_launch(view: View, context: Context) -> Launch:
         )
     engine = engine_name(view, section)
     _refuse_unmodelled(view, section, is_server=is_server)
-    installed = settings.engine_version or defaults.installed_engine_version(engine)
     gpus, nodes = surroundings.gpus(view, context)
     return Launch(
         view=view,
         overrides={},
         context=context,
         version=version,
-        engine_version=installed or defaults.engine_pin(version, engine),
+        engine_version=defaults.engine_in_use(version, engine, asked=settings.engine_version),
         model=surroundings.model(view, context, f"{section}model.path", context.model),
         gpus_per_node=gpus,
         nodes=nodes,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 
-from hydra_plugins.memfit.frameworks.verl import defaults
+from hydra_plugins.memfit.frameworks.verl import defaults, recipes
 from hydra_plugins.memfit.frameworks.view import View
 
 _WITHOUT_BYTES = frozenset({"profiler", "checkpoint", "qat", "prometheus", "trace", "custom_async_server", "_target_"})
@@ -18,7 +18,9 @@ def known(version: str, key: str) -> bool:
     parts = key.split(".")
     if parts[0] in _OTHER_SECTIONS or not _WITHOUT_BYTES.isdisjoint(parts):
         return True
-    return any(view.has(key) or key in fields for view, fields in _configs(version))
+    return any(view.has(key) or key in fields for view, fields in _configs(version)) or any(
+        View(recipes.additions(version, recipe)).has(key) for recipe in recipes.RECIPES
+    )
 
 
 def versions_with(key: str) -> tuple[str, ...]:

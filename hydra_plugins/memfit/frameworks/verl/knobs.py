@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from hydra_plugins.memfit.base.units import ceil_div, round_up
-from hydra_plugins.memfit.frameworks.verl import batches
+from hydra_plugins.memfit.frameworks.verl import batches, engines
 from hydra_plugins.memfit.frameworks.verl import read as r
 from hydra_plugins.memfit.frameworks.verl.batches import uses_reference
-from hydra_plugins.memfit.frameworks.verl.launch import ACTOR, FRACTION, MODEL, REF, ROLLOUT, TENSOR_PARALLEL, Launch
+from hydra_plugins.memfit.frameworks.verl.launch import ACTOR, MODEL, REF, ROLLOUT, TENSOR_PARALLEL, Launch
 from hydra_plugins.memfit.frameworks.verl.micro_batches import micro_batches
 from hydra_plugins.memfit.frameworks.view import View
 from hydra_plugins.memfit.planning.problem import SOLVE, Knob
@@ -52,7 +52,7 @@ def _free(view: View, launch: Launch) -> Iterator[Knob]:
                 yield Knob(key=key, requested=view.requested(key), candidates=(launch.world_size,), cost=10, why=why)
     if view.optional_integer(f"{ROLLOUT}.max_model_len") is None and _single_turn(view):
         key, need = f"{ROLLOUT}.max_model_len", batches.max_length(view)
-        if need < r.max_model_len(view, launch):
+        if need < engines.max_model_len(view, launch):
             why = "prompt + response; unset, the engine reserves the model's longest context"
             yield Knob(key=key, requested=None, candidates=(need,), cost=12, why=why)
     yield from _bucket(view, launch)
@@ -78,7 +78,7 @@ def _bucket(view: View, launch: Launch) -> Iterator[Knob]:
     if key is None or not view.section(key.rpartition(".")[0]):
         return
     now = view.integer(key, launch.behaviour.bucket_default)
-    smaller = tuple(size for size in (1024, 512, 256) if size < now)
+    smaller = tuple(size for size in (1024, 512, 256) if size < now and size << 20 >= r.smallest_bucket_bytes(launch))
     if smaller:
         why = "a smaller buffer for the weight transfer"
         yield Knob(key=key, requested=view.requested(key), candidates=smaller, cost=14, why=why)
@@ -86,8 +86,7 @@ def _bucket(view: View, launch: Launch) -> Iterator[Knob]:
 
 # -- the engine -----------------------------------------------------------------------------------------------------
 def _engine(view: View, launch: Launch) -> Iterator[Knob]:
-    concurrent = batches.sequences_per_step(view) * view.integer(TENSOR_PARALLEL, 2)
-    concurrent = max(1, -(-concurrent // launch.world_size))
+    concurrent = engines.concurrent_sequences(view, launch)
     seqs = view.integer(f"{ROLLOUT}.max_num_seqs", 1024)
     if max(16, concurrent) < seqs:
         why = "no more sequences than one engine ever has in flight"
@@ -101,7 +100,8 @@ def _engine(view: View, launch: Launch) -> Iterator[Knob]:
             key = f"{ROLLOUT}.max_num_batched_tokens"
             yield Knob(key=key, requested=view.requested(key), candidates=smaller, cost=32, why=why)
     why = "the largest useful share of the GPU that leaves room for the trainer"
-    yield Knob(key=FRACTION, requested=view.requested(FRACTION), candidates=(SOLVE,), cost=30, why=why, fast=(SOLVE,))
+    for share in launch.share_keys:
+        yield Knob(key=share, requested=view.requested(share), candidates=(SOLVE,), cost=30, why=why, fast=(SOLVE,))
     if launch.behaviour.engine_share_is_own or not view.flag(f"{ROLLOUT}.free_cache_engine", True):
         why = "no CUDA graphs: they stay on the GPU while the engine sleeps"
         yield from _switch(view, f"{ROLLOUT}.enforce_eager", cost=50, why=why)
@@ -112,8 +112,8 @@ def _tensor_parallel(view: View, launch: Launch) -> Iterator[Knob]:
     now = view.integer(TENSOR_PARALLEL, 2)
     if view.integer(f"{ROLLOUT}.expert_parallel_size", 1) > 1:  # verl wants it equal to TP x DP
         return
-    possible = [s for s in (1, 2, 4, 8, 16) if r.engine_splits(view, launch, s)]
-    sizes = [s for s in possible if s > now and launch.gpus_per_node % s == 0]
+    possible = [s for s in (1, 2, 4, 8, 16) if engines.engine_splits(view, launch, s)]
+    sizes = [s for s in possible if s > now and all(gpus % s == 0 for gpus in launch.engine_gpus_per_node)]
     faster = tuple(s for s in possible if s < now)
     if sizes or faster:
         why = "the engine's weights and cache are spread over more GPUs"
@@ -231,7 +231,7 @@ def _policy(view: View, key: str, strategies: list[str], whose: str, *, cost: in
 # -- what is trained ------------------------------------------------------------------------------------------------
 def _semantic(view: View, launch: Launch) -> Iterator[Knob]:
     key = f"{ACTOR}.fsdp_config.model_dtype"
-    if view.has(key) and r._master_bytes(view, f"{ACTOR}.fsdp_config") == 4:
+    if view.has(key) and r.master_bytes(view, f"{ACTOR}.fsdp_config") == 4:
         why = "parameters, gradients and moments in bf16: half the memory, coarser updates"
         yield Knob(key=key, requested=view.requested(key), candidates=("bfloat16",), cost=80, kind="semantic", why=why)
     key, now = "data.max_response_length", view.integer("data.max_response_length", 512)

@@ -6,18 +6,9 @@ from dataclasses import replace
 
 from hydra_plugins.memfit.base.errors import ConfigError, NotModelled
 from hydra_plugins.memfit.frameworks.verl import batches
-from hydra_plugins.memfit.frameworks.verl.batches import batch, max_length, sequences_per_step, uses_reference
-from hydra_plugins.memfit.frameworks.verl.launch import (
-    ACTOR,
-    FRACTION,
-    LORA_MERGE,
-    MODEL,
-    REF,
-    ROLLOUT,
-    TENSOR_PARALLEL,
-    Launch,
-)
-from hydra_plugins.memfit.frameworks.verl.versions import engine_share, parse
+from hydra_plugins.memfit.frameworks.verl.batches import batch, uses_reference
+from hydra_plugins.memfit.frameworks.verl.engines import rollout_engine, rollout_name, serves_adapters
+from hydra_plugins.memfit.frameworks.verl.launch import ACTOR, FRACTION, LORA_MERGE, MODEL, REF, ROLLOUT, Launch
 from hydra_plugins.memfit.frameworks.view import MISSING, View
 from hydra_plugins.memfit.memory.engine import Engine
 from hydra_plugins.memfit.memory.fsdp import Sharding
@@ -25,7 +16,6 @@ from hydra_plugins.memfit.memory.head import Head
 from hydra_plugins.memfit.memory.states import lora_parameters
 from hydra_plugins.memfit.model.spec import ModelSpec, value_model
 from hydra_plugins.memfit.planning.colocated import ColocatedRun, Role
-from hydra_plugins.memfit.planning.problem import SOLVE
 from hydra_plugins.memfit.planning.roles import Handover
 
 _MASTER_BYTES = {"fp32": 4, "float32": 4, "bf16": 2, "bfloat16": 2, "fp16": 2, "float16": 2}
@@ -49,18 +39,37 @@ def read(view: View, launch: Launch) -> ColocatedRun:
         reference=_reference(view, launch, actor, strategy, lora_rank) if uses_reference(view) else None,
         reference_is_actor=lora_rank > 0,
         critic=_critic(view, launch) if launch.critic_model is not None else None,
-        engine=_engine(view, launch, lora_rank),
+        engine=_engine(view, launch) if launch.placement.hybrid else None,
+        engines_apart=launch.placement.apart,
         old_log_prob=not view.flag("algorithm.rollout_correction.bypass_mode", False),
         handover=Handover(
-            bucket_bytes=view.integer(b.bucket_key, b.bucket_default) << 20 if b.bucket_key else 0,
+            bucket_bytes=bucket_bytes(view, launch),
             merged=lora_rank > 0 and view.flag(LORA_MERGE, False),
             layered=view.flag(f"{ROLLOUT}.layered_summon", False),
         ),
         sync_over_reserved=b.sync_over_reserved,
-        expandable_segments=b.expandable_in_trainer,
+        expandable_segments=b.expandable_in_trainer and launch.placement.hybrid,
         tied_load=launch.actor_model.tie_word_embeddings,
         fraction_key=FRACTION,
     )
+
+
+def bucket_bytes(view: View, launch: Launch) -> int:
+    """Return the buffer of the weight transfer."""
+    b = launch.behaviour
+    return view.integer(b.bucket_key, b.bucket_default) << 20 if b.bucket_key else 0
+
+
+def sent_bytes(view: View, launch: Launch) -> int:
+    """Return the bytes of one element of a weight on its way to the engine."""
+    is_fsdp = view.text(f"{ACTOR}.strategy", "fsdp") in FSDP_STRATEGIES
+    return master_bytes(view, f"{ACTOR}.fsdp_config") if is_fsdp and not launch.behaviour.travels_in_bf16 else 2
+
+
+def smallest_bucket_bytes(launch: Launch) -> int:
+    """Return the bucket below which verl would refuse to send the largest tensor to engines on other GPUs."""
+    is_bound = launch.placement.apart and launch.behaviour.whole_tensors
+    return 2 * launch.actor_model.embedding_parameters if is_bound else 0
 
 
 def _strategy(view: View, key: str) -> str:
@@ -99,7 +108,8 @@ def _sharding(
     )
 
 
-def _master_bytes(view: View, section: str) -> int:
+def master_bytes(view: View, section: str) -> int:
+    """Return the bytes of a stored parameter under a section of FSDP; raises `ConfigError`."""
     dtype = view.text(f"{section}.model_dtype", "fp32")
     if dtype not in _MASTER_BYTES:
         raise ConfigError(f"{section}.model_dtype={dtype} is not one of {', '.join(_MASTER_BYTES)}.")
@@ -125,7 +135,7 @@ def _actor(view: View, launch: Launch, strategy: str, lora_rank: int) -> Role:
         model=model,
         sharding=sharding,
         trainable_parameters=trainable,
-        master_bytes=_master_bytes(view, section),
+        master_bytes=master_bytes(view, section),
         param_offload=view.flag(f"{section}.param_offload", False) and not offload_policy,
         optimizer_offload=view.flag(f"{section}.optimizer_offload", False) and not offload_policy,
         cpu_policy=offload_policy,
@@ -168,7 +178,7 @@ def _reference(view: View, launch: Launch, actor: Role, strategy: str, lora_rank
     section, model = f"{REF}.fsdp_config", launch.actor_model
     packed = view.flag(f"{MODEL}.use_remove_padding", False)
     forward = batch(view, launch, batches.OLD_LOG_PROB if lora_rank else batches.REF_LOG_PROB)
-    master = _master_bytes(view, section) if launch.behaviour.reference_dtype_key else 2
+    master = master_bytes(view, section) if launch.behaviour.reference_dtype_key else 2
     return Role(
         model=model,
         sharding=actor.sharding if lora_rank else _sharding(view, launch, model, section=section, strategy=strategy),
@@ -201,7 +211,7 @@ def _critic(view: View, launch: Launch) -> Role:
         model=critic,
         sharding=_sharding(view, launch, critic, section=section, strategy=strategy, vocabulary_head=False),
         trainable_parameters=critic.parameters,
-        master_bytes=_master_bytes(view, section),
+        master_bytes=master_bytes(view, section),
         param_offload=view.flag(f"{section}.param_offload", False) and not offload_policy,
         optimizer_offload=view.flag(f"{section}.optimizer_offload", False) and not offload_policy,
         cpu_policy=offload_policy,
@@ -217,76 +227,14 @@ def _critic(view: View, launch: Launch) -> Role:
     )
 
 
-def engine_splits(view: View, launch: Launch, size: int) -> bool:
-    """Whether the engine can spread this model over ``size`` GPUs: the world, attention and key/value heads divide."""
-    model, replica = launch.actor_model, size * view.integer(f"{ROLLOUT}.data_parallel_size", 1)
-    kv_heads = model.num_attention_heads if model.kv_lora_rank else model.num_key_value_heads
-    if launch.world_size % replica or model.num_attention_heads % size:
-        return False
-    return kv_heads % size == 0 or size % kv_heads == 0
-
-
 # -- the rollout engine ---------------------------------------------------------------------------------------------
-def rollout_name(view: View) -> str:
-    """Return the inference engine; the framework's own ??? reads as vLLM."""
-    name = view.text(f"{ROLLOUT}.name", "vllm").removesuffix("_async")
-    if name not in ("vllm", "sglang"):
-        raise NotModelled(
-            f"{ROLLOUT}.name={name}: memfit models rollouts with vllm and sglang. Set {ROLLOUT}.name=vllm, or go on "
-            "unplanned with memfit.strict=false."
-        )
-    return name
-
-
-def max_model_len(view: View, launch: Launch) -> int:
-    """Return the sequence length that the engine is started with."""
-    asked = view.optional_integer(f"{ROLLOUT}.max_model_len")
-    if asked is not None:
-        return asked
-    if launch.behaviour.null_model_len_is_model_limit:
-        return launch.actor_model.max_position_embeddings
-    return max_length(view)
-
-
-def _fractions(view: View) -> tuple[float | None, float | None]:
-    """The fraction in force (``None`` while it is being solved for), and the one to stay close to."""
-    if view.raw(FRACTION) is not SOLVE:
-        return view.number(FRACTION, 0.5, low=0.0, high=1.0), None
-    asked = view.composed(FRACTION)
-    return None, float(asked) if isinstance(asked, (int, float)) else None
-
-
-def _engine(view: View, launch: Launch, lora_rank: int) -> Engine:
-    name, b = rollout_name(view), launch.behaviour
-    tp = view.integer(TENSOR_PARALLEL, 2)
-    model_len = max_model_len(view, launch)
-    batched = view.integer(f"{ROLLOUT}.max_num_batched_tokens", 8192)
-    if not view.flag(f"{ROLLOUT}.enable_chunked_prefill", True):
-        batched = max(batched, model_len)
-    fraction, close_to = _fractions(view)
-    replicas = max(1, launch.world_size // tp)
-    in_process = b.engine_in_process and view.text(f"{ROLLOUT}.mode", "sync") == "sync"
-    eager = view.flag(f"{ROLLOUT}.enforce_eager", parse(launch.version) < (0, 6))
-    adapters = lora_rank > 0 and not view.flag(LORA_MERGE, False)
-    element = 4 if view.text(f"{ROLLOUT}.dtype", "bfloat16") in ("float32", "fp32", "float") else 2
-    return Engine(
-        model=launch.actor_model,
-        share_of=engine_share(name, launch.engine_version),
-        fraction=fraction,
-        requested_fraction=close_to,
-        at_least_useful=launch.settings.goal == "fast",
-        tensor_parallel=tp,
-        expert_parallel=view.integer(f"{ROLLOUT}.expert_parallel_size", 1),
-        max_model_len=model_len,
-        max_num_seqs=view.integer(f"{ROLLOUT}.max_num_seqs", 1024),
-        max_num_batched_tokens=batched,
-        concurrent_sequences=-(-sequences_per_step(view) // replicas),
-        tokens_per_sequence=max_length(view),
-        graphs=not eager,
-        weight_bytes_per_parameter=1.0 if view.text(f"{ROLLOUT}.quantization", "none") == "fp8" else float(element),
-        kv_bytes_per_element=element,
-        in_process=in_process,
-        sleeps=view.flag(f"{ROLLOUT}.free_cache_engine", True) and view.flag(f"{ROLLOUT}.enable_sleep_mode", True),
-        keeps_weights=name == "sglang" and adapters,
-        weights_on_host=name == "sglang" or b.sleep_copies_weights or adapters,
+def _engine(view: View, launch: Launch) -> Engine:
+    """The policy's engine on the trainer's GPUs, which sleeps while the trainer works."""
+    engine, b = rollout_engine(view, launch), launch.behaviour
+    is_sglang, adapters = rollout_name(view) == "sglang", serves_adapters(view)
+    return replace(
+        engine,
+        in_process=b.engine_in_process and view.text(f"{ROLLOUT}.mode", "sync") == "sync",
+        keeps_weights=is_sglang and adapters,
+        weights_on_host=is_sglang or b.sleep_copies_weights or adapters,
     )

@@ -46,6 +46,10 @@ class Behaviour:
     """No empty_cache before the engine maps its weights (engine classes up to 0.8)."""
     engine_share_is_own: bool
     """The engine's share covers its own process only (server mode), so what it keeps asleep comes on top of the trainer."""
+    travels_in_bf16: bool
+    """Weights are cast before they are sent (engine classes up to 0.8); else they travel as they are stored."""
+    whole_tensors: bool
+    """A tensor larger than a bucket cannot be sent to engines on other GPUs (0.7)."""
     bucket_key: str | None
     bucket_default: int
     """MiB."""
@@ -92,6 +96,8 @@ def behaviour(version: str, *, engine_workers: bool = False) -> Behaviour:
         expandable_in_trainer=v >= (0, 6),
         sync_over_reserved=engine_classes and v < (0, 9),
         engine_share_is_own=v >= (0, 6),
+        travels_in_bf16=engine_classes and v < (0, 9),
+        whole_tensors=v < (0, 8),
         bucket_key=bucket_key,
         bucket_default=bucket,
         critic_fsdp="critic.fsdp" if v >= (0, 8) else "critic.model.fsdp_config",

@@ -38,6 +38,7 @@ WRITABLE_KEYS = frozenset(
         f"{ROLLOUT}.max_model_len",
         f"{ROLLOUT}.max_num_batched_tokens",
         f"{ROLLOUT}.max_num_seqs",
+        f"{ROLLOUT}.standalone_gpu_memory_utilization",
         f"{ROLLOUT}.tensor_model_parallel_size",
         f"{ROLLOUT}.update_weights_bucket_megabytes",
         "critic.forward_max_token_len_per_gpu",

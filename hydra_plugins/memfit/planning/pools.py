@@ -1,0 +1,64 @@
+"""A trainer, and engines on GPUs of their own: each pool has its own budget, and the worst GPU of any pool is reported.
+
+The trainer's calendar is in ``planning.colocated``, that of an engine alone in ``planning.serving``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from itertools import chain
+
+from hydra_plugins.memfit.memory.breakdown import Estimate, HostEstimate, PhaseEstimate
+from hydra_plugins.memfit.planning import colocated, serving
+from hydra_plugins.memfit.planning.colocated import ColocatedRun
+from hydra_plugins.memfit.planning.serving import ServingRun
+
+_ORDER = ("launch", "rollout", "generate")
+"""What comes before the trainer's phases."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PooledRun:
+    """One launch as the framework's adapter read it; without ``pools`` everything is on the trainer's GPUs."""
+
+    trainer: ColocatedRun
+    pools: tuple[ServingRun, ...] = ()
+    one_host: bool = False
+    """All pools share one host, and its memory."""
+
+
+def estimate(run: PooledRun) -> Estimate:
+    """Return the predicted peak of every phase on the GPU where it is worst, whichever pool that one is in."""
+    trainer = colocated.estimate(run.trainer)
+    if not run.pools:
+        return trainer
+    chosen = dict(trainer.solved)
+    parts = [trainer, *(serving.estimate(_with_share(pool, chosen)) for pool in run.pools)]
+    hosts = [part.host.peak_bytes for part in parts]
+    return Estimate(
+        phases=worst(chain.from_iterable(part.phases for part in parts)),
+        host=HostEstimate(
+            peak_bytes=sum(hosts) if run.one_host else max(hosts), budget_bytes=trainer.host.budget_bytes
+        ),
+        shortfalls=tuple(chain.from_iterable(part.shortfalls for part in parts)),
+        solved=tuple(dict(chain.from_iterable(part.solved for part in parts)).items()),
+        notes=tuple(chain.from_iterable(part.notes for part in parts)),
+    )
+
+
+def _with_share(pool: ServingRun, chosen: dict[str, float | int]) -> ServingRun:
+    """The pool with the share that the trainer's own engine chose, where one key sets both."""
+    if pool.engine.fraction is not None or pool.fraction_key not in chosen:
+        return pool
+    return replace(pool, engine=replace(pool.engine, fraction=float(chosen[pool.fraction_key])))
+
+
+def worst(phases: Iterable[PhaseEstimate]) -> tuple[PhaseEstimate, ...]:
+    """Return one phase of each name, the one with the least headroom, in the order of a step."""
+    found: dict[str, PhaseEstimate] = {}
+    for phase in phases:
+        known = found.setdefault(phase.name, phase)
+        if phase.budget_bytes - phase.peak_bytes < known.budget_bytes - known.peak_bytes:
+            found[phase.name] = phase
+    return tuple(sorted(found.values(), key=lambda phase: phase.name not in _ORDER))
