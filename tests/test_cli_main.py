@@ -95,6 +95,32 @@ def test_check_judges_and_changes_nothing(
     assert answer.json["changes"] == []
 
 
+def test_an_unset_micro_batch_is_refused_with_its_fix(capsys: pytest.CaptureFixture[str]) -> None:
+    """verl does not start without micro-batches: `check` says so and exits 2 although it fits, `plan` fills them in."""
+    critic = "critic.ppo_micro_batch_size_per_gpu"
+    model = "actor_rollout_ref.model.path=Qwen/Qwen2.5-0.5B-Instruct"
+    launch = ("--framework", "verl", "--hardware", "h200", "--gpus", "1", model, TENSOR, "data.train_batch_size=8")
+
+    judged = Answer(capsys, "check", *launch)
+    planned = Answer(capsys, "plan", *launch, "--json")
+    filled = {change["key"]: change["to"] for change in planned.json["changes"]}
+
+    assert judged.status == 2
+    assert "verl would refuse it as it is" in judged.out
+    assert all(f"memfit: {key} is unset" in judged.err for key in (MICRO, LOG_PROB))
+    assert "let memfit plan fill in" in judged.err
+    assert planned.status == 0
+    assert all(isinstance(filled[key], int) for key in (MICRO, LOG_PROB, critic))
+
+
+def test_a_micro_batch_that_is_pinned_unset_stops_the_plan(capsys: pytest.CaptureFixture[str]) -> None:
+    """What may not be filled in is an error that names the key, not a plan that verl refuses."""
+    answer = Answer(capsys, "plan", *SMALL, f"{MICRO}=null", f"memfit.pin=[{MICRO}]")
+
+    assert answer.status == 2
+    assert f"{MICRO} is unset" in answer.err
+
+
 def test_overrides_of_a_plan_make_the_launch_fit(capsys: pytest.CaptureFixture[str]) -> None:
     """Pasted back, the printed overrides give a launch that fits with the peak that the plan predicted."""
     launch = ("--hardware", "a100-80", "--gpus", "4", MODEL, GRPO, f"{MICRO}=64", f"{LOG_PROB}=256")
@@ -103,7 +129,7 @@ def test_overrides_of_a_plan_make_the_launch_fit(capsys: pytest.CaptureFixture[s
     text = Answer(capsys, "plan", *launch).out
     pasted = [line.strip() for line in text.split("As overrides:\n")[1].splitlines()]
     assert len(pasted) == len(plan["changes"]) > 0
-    judged = Answer(capsys, "check", *launch[:-2], *pasted, "--json")
+    judged = Answer(capsys, "check", *launch, *pasted, "--json")
     assert judged.status == 0
     assert judged.json["peak_bytes"] == plan["peak_bytes"]
 

@@ -33,7 +33,8 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--compile asks the TPU compiler, and {problem.hardware.name} is a GPU. Leave it out.")
     plan = check(problem)
     show(plan, as_json=args.json)
-    if plan.problem.blockers and plan.problem.settings.strict:
-        print(*(f"memfit: {reason}" for reason in plan.problem.blockers), sep="\n", file=sys.stderr)
+    reasons = (*plan.problem.blockers, *(plan.estimate.refusals if plan.fits else ()))
+    if reasons and plan.problem.settings.strict:
+        print(*(f"memfit: {reason}" for reason in reasons), sep="\n", file=sys.stderr)
         return 2
     return 0 if plan.fits else 3

@@ -146,6 +146,8 @@ class Estimate:
     solved: tuple[tuple[str, float | int], ...] = ()
     """Values that the estimate chose for knobs set to `SOLVE` (key, value)."""
     notes: tuple[str, ...] = ()
+    refusals: tuple[str, ...] = ()
+    """Why the framework would refuse these values at any size; each says the fix."""
 
     @property
     def fits(self) -> bool:

@@ -21,13 +21,14 @@ from hydra_plugins.memfit.planning.problem import SOLVE, Change, Knob, Plan, Pro
 
 
 def check(problem: Problem) -> Plan:
-    """Return the prediction for the launch as it is, with nothing changed."""
+    """Return the prediction for the launch as it is; what it needs at any size is counted with, and said."""
     estimate = problem.estimate({})
+    needed = tuple(f"{c.key}={_literal(c.new)} is needed, and counted with: {c.why}." for c in problem.fixes)
     return Plan(
         problem=problem,
         requested=estimate,
         estimate=estimate,
-        warnings=(*problem.warnings, *problem.blockers, *estimate.notes),
+        warnings=(*problem.warnings, *problem.blockers, *needed, *estimate.refusals, *estimate.notes),
         settings=problem.settings,
     )
 
@@ -46,6 +47,8 @@ def make_plan(problem: Problem, pinned: Iterable[str] = ()) -> Plan:
     search = _Search(problem, pins, semantic=settings.allow_semantic)
     search.run()
     plan = _plan(problem, requested, search, pins)
+    if plan.estimate.refusals and settings.strict:
+        raise ConfigError("\n".join(plan.estimate.refusals))
     if plan.fits:
         return plan
     plan = replace(plan, proposals=_proposals(problem, requested, pins))
@@ -205,7 +208,7 @@ def _plan(problem: Problem, requested: Estimate, search: _Search, pins: frozense
         changes=tuple({c.key: c for c in (*problem.fixes, *_changes(problem, search.values))}.values()),
         pinned=tuple(sorted(pins)),
         rejected=tuple(dict.fromkeys(search.rejected)),
-        warnings=(*problem.warnings, *problem.blockers, *search.estimate.notes),
+        warnings=(*problem.warnings, *problem.blockers, *search.estimate.refusals, *search.estimate.notes),
         settings=problem.settings,
     )
 

@@ -19,6 +19,8 @@ def verdict(plan: Plan) -> str:
     """Return whether the launch fits and what decides, in one sentence."""
     if not plan.fits:
         return f"does not fit: {obstacle(plan.estimate)}"
+    if plan.estimate.refusals:
+        return f"{plan.problem.framework} would refuse it as it is: {plan.estimate.refusals[0]}"
     phase = plan.binding_phase
     tightest = f"{phase.name} is the tightest, {gib(phase.peak_bytes)} of {gib(phase.budget_bytes)}"
     if plan.changes:

@@ -92,7 +92,6 @@ class ArealAdapter:
             fixes=needed,
             warnings=(
                 *context.hardware.warnings,
-                *(f"{c.key}={c.new} is needed, and counted with: {c.why}." for c in needed),
                 *notes(view, launch, guessed=guessed),
             ),
             blockers=blockers(view, launch),

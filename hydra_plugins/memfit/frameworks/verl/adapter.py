@@ -81,7 +81,7 @@ class VerlAdapter(defaults.Releases):
             prediction = estimate(pools.read(turned, launch))
             return replace(
                 prediction,
-                notes=unset_micro_batches(turned, launch),
+                refusals=unset_micro_batches(turned, launch),
                 shortfalls=(*prediction.shortfalls, *broken_heads(turned, launch)),
             )
 

@@ -48,6 +48,7 @@ def fixes(view: View, launch: Launch, *, pinned: Collection[str], explicit: Coll
         *_budgets(view, launch),
         *_global_micro_batches(view, launch),
         *_in_process_engine(view, launch),
+        *_unread_critic_batch(view, launch),
     ]
     return unpinned(changes, pinned)
 
@@ -249,12 +250,23 @@ def broken_heads(view: View, launch: Launch) -> tuple[Shortfall, ...]:
 
 
 def unset_micro_batches(view: View, launch: Launch) -> tuple[str, ...]:
-    """Return what a prediction assumes for micro-batches that are not set, where verl would refuse the launch."""
-    names = (batches.UPDATE_ACTOR, batches.OLD_LOG_PROB)
+    """Return the micro-batches that verl refuses to start without; a prediction takes a rank's whole batch at once."""
+    names = [name for name in batches.active(view, launch) if name != batches.VALUES]  # they follow the critic's update
     passes = {f"{batches.pass_keys(n, launch).micro_key}_per_gpu": batches.batch(view, launch, n) for n in names}
     return tuple(
-        f"{key} is unset without use_dynamic_bsz: verl refuses that; a prediction for it takes the whole batch of one GPU, "
-        f"{batch.local_sequences} sequences, at once."
+        f"{key} is unset without use_dynamic_bsz, and verl refuses that. Set it (the prediction takes a rank's whole batch "
+        f"of {batch.local_sequences} sequences at once), or let memfit plan fill in the largest that fits."
         for key, batch in passes.items()
         if not batch.dynamic and batch.micro_batch is None
     )
+
+
+def _unread_critic_batch(view: View, launch: Launch) -> list[Change]:
+    """The critic of 0.8 and later reads its token budget alone, and its config class insists on a micro-batch."""
+    key = "critic.ppo_micro_batch_size"
+    given = any(view.optional_integer(k) is not None for k in (key, f"{key}_per_gpu"))
+    asked = view.flag("critic.use_dynamic_bsz", view.flag(f"{ACTOR}.use_dynamic_bsz", False))
+    if launch.critic_model is None or not launch.behaviour.critic_always_dynamic or asked or given:
+        return []
+    why = "verl refuses an unset value, although its critic reads the token budget instead"
+    return [Change(key=f"{key}_per_gpu", old=None, new=1, kind="neutral", why=why)]
