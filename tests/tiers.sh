@@ -13,6 +13,7 @@ OTHERS="slow or matrix or verl or areal or tpu"
 TIERS=(
   "lint   |  5 | quick | ruff check . && ruff format --check . && mypy"
   "quick  |  5 | quick | python -m pytest -n 2 -m 'not ($OTHERS)'"
+  "validate | 5 | quick | PYTHONPATH=tests:. python -m support.validate"
   "slow   | 15 | quick | python -m pytest -n 2 -m 'slow and not (matrix or verl or areal or tpu)'"
   "matrix | 15 | quick | python -m pytest -m matrix"
   "verl   | 30 | verl  | python -m pytest -m verl"

@@ -1,19 +1,19 @@
-"""Public AReaL runs judged by memfit: ``PYTHONPATH=tests python -m support.areal_validation`` writes the page.
+"""Public AReaL runs judged by memfit: the page docs/validation/areal.md (support.validate writes it).
 
-The page is docs/validation/areal.md; the runs are tests/data/areal_cases.json, judged as published.
+The runs are tests/data/areal_cases.json, judged as published.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
-from support.areal_launch import GIB, ROOT, cases, of_case, phase
+from support.areal_launch import GIB, cases, of_case, phase
 
-PAGE = ROOT / "docs" / "validation" / "areal.md"
 _HEAD = """# AReaL: known runs
 
-Written by `PYTHONPATH=tests python -m support.areal_validation` from `tests/data/areal_cases.json`; a test compares. Each
+Written by `python -m support.validate --write` from `tests/data/areal_cases.json`; a test compares. Each
 run is judged as published (`memfit check`, default margin). Only FSDP runs are judged; none of them was measured by this
 project. Every run stores its states in bf16: no public run of the fp32 default of the wheel 1.0.4 was found.
 
@@ -48,7 +48,8 @@ _ALL = """
 """
 
 
-def _verdict(answer: dict[str, Any]) -> str:
+def verdict(answer: dict[str, Any]) -> str:
+    """Return ``fits``, ``oom`` or ``refused`` for memfit's JSON answer, empty where it refused."""
     return "refused" if not answer else "fits" if answer["fits"] else "oom"
 
 
@@ -60,16 +61,22 @@ def _off(predicted: float, seen: float) -> str:
     return f"{predicted / seen - 1:+.1%}"
 
 
+def judged() -> Iterator[tuple[dict[str, Any], dict[str, Any], str]]:
+    """Yield every run, memfit's answer to it, and what it said on stderr."""
+    for case in cases():
+        yield (case, *of_case(case))
+
+
 def page() -> str:
     """Return the page."""
-    judged = [(case, *of_case(case)) for case in cases()]
-    counts = Counter((case["outcome"], _verdict(answer)) for case, answer, _ in judged)
+    runs = list(judged())
+    counts = Counter((case["outcome"], verdict(answer)) for case, answer, _ in runs)
     text = _HEAD
     for known in ("fits", "oom"):
         text += f"| {known} | {' | '.join(str(counts[known, v]) for v in ('fits', 'oom', 'refused'))} |\n"
-    text += _PROCESSES + "".join(_process_row(case, answer) for case, answer, _ in judged)
-    text += _DEVICE + "".join(_device_row(case, answer) for case, answer, _ in judged)
-    return text + _ALL + "".join(_row(case, answer, err) for case, answer, err in judged)
+    text += _PROCESSES + "".join(_process_row(case, answer) for case, answer, _ in runs)
+    text += _DEVICE + "".join(_device_row(case, answer) for case, answer, _ in runs)
+    return text + _ALL + "".join(_row(case, answer, err) for case, answer, err in runs)
 
 
 def _process_row(case: dict[str, Any], answer: dict[str, Any]) -> str:
@@ -96,13 +103,8 @@ def _device_row(case: dict[str, Any], answer: dict[str, Any]) -> str:
 
 
 def _row(case: dict[str, Any], answer: dict[str, Any], err: str) -> str:
-    head = f"| {case['id']} | {case['hardware']} | {case['outcome']} | {case['confidence']} | {_verdict(answer)} "
+    head = f"| {case['id']} | {case['hardware']} | {case['outcome']} | {case['confidence']} | {verdict(answer)} "
     if not answer:
         return head + f"| | {err.removeprefix('memfit: ').split('. ')[0].split(';')[0].strip()} |\n"
     found = phase(answer)
     return head + f"| {found['name']} | {found['peak_bytes'] / GIB:.2f} of {found['budget_bytes'] / GIB:.2f} GiB |\n"
-
-
-if __name__ == "__main__":
-    PAGE.write_text(page(), encoding="utf-8")
-    print(page())

@@ -1,6 +1,6 @@
-"""Public runs that fitted or died, judged by memfit: ``python -m support.case_validation`` writes docs/validation/cases.md.
+"""Public verl runs that fitted or died, judged by memfit: the page docs/validation/cases.md (support.validate writes it).
 
-Run from the top of the repository with ``PYTHONPATH=tests``. The runs are data (tests/data/verl_cases.json): where each was
+The runs are data (tests/data/verl_cases.json): where each was
 published, its settings, and what happened. They are judged as they stand, nothing is tuned to them. Runs on GSM8K are judged
 at the lengths that its logs show (345 tokens on average), not at the configured maximum.
 """
@@ -22,7 +22,6 @@ from hydra_plugins.memfit.planning.search import check
 
 ROOT = Path(__file__).resolve().parents[2]
 CASES = ROOT / "tests" / "data" / "verl_cases.json"
-PAGE = ROOT / "docs" / "validation" / "cases.md"
 
 _DECIDING = ("actor_rollout_ref.actor.", "actor_rollout_ref.rollout.")
 """Sections of the micro-batches without which a published config says little."""
@@ -98,7 +97,7 @@ def page() -> str:
     lines = [
         "# Known fits and out-of-memory errors",
         "",
-        "Written by `PYTHONPATH=tests python -m support.case_validation` from `tests/data/verl_cases.json`. Each run is judged as "
+        "Written by `python -m support.validate --write` from `tests/data/verl_cases.json`. Each run is judged as "
         "published (`memfit check`); GSM8K at its real mean length.",
         "",
         "| known | judged `fits` | judged `oom` |",
@@ -126,9 +125,3 @@ def _row(j: Judged) -> str:
     short = "; ".join(s.why for s in j.plan.estimate.shortfalls)
     peak = f"{gib(phase.peak_bytes)} / {gib(phase.budget_bytes)}"
     return head + f"| {j.verdict} | {phase.name} | {peak} | {mark} {short} |"
-
-
-if __name__ == "__main__":
-    PAGE.parent.mkdir(parents=True, exist_ok=True)
-    PAGE.write_text(page(), encoding="utf-8")
-    print(page())

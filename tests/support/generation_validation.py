@@ -1,4 +1,4 @@
-"""How far the formulas for generate are from the traces: ``PYTHONPATH=tests:. python -m support.generation_validation``."""
+"""How far the formulas for generate are from the traces: a table in docs/generation.md (support.validate writes it)."""
 
 from __future__ import annotations
 
@@ -34,8 +34,4 @@ def table() -> str:
             lines.append(
                 f"| {split} | {name} | {len(errors)} | {median:.2%} | {-min(0.0, *errors):.2%} | {max(0.0, *errors):.2%} |"
             )
-    return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    print(table())
+    return "\n".join(lines) + "\n"

@@ -1,9 +1,8 @@
-"""memfit's trainer formulas against the op-level traces: ``python -m support.trainer_validation`` writes the table.
+"""memfit's trainer formulas against the op-level traces: the page docs/validation/trainer.md (support.validate writes it).
 
-Run from the top of the repository with ``PYTHONPATH=tests``. Reads tests/data/traces.json (docs/validation/tracer.md says how
-it is made) and writes docs/validation/trainer.md. The split into ``fit`` and ``held_out`` is a random half by a fixed seed. The
-formulas came from reading the source and were corrected where either half showed a term that had been forgotten, so the
-split says how even the figures are, not how they generalise.
+The traces are tests/data/traces.json (docs/validation/tracer.md says how they are made). The split into ``fit`` and
+``held_out`` is a random half by a fixed seed. The formulas came from reading the source and were corrected where either half
+showed a term that had been forgotten, so the split says how even the figures are, not how they generalise.
 """
 
 from __future__ import annotations
@@ -24,7 +23,6 @@ from hydra_plugins.memfit.planning.colocated import Role
 
 ROOT = Path(__file__).resolve().parents[2]
 TRACES = ROOT / "tests" / "data" / "traces.json"
-PAGE = ROOT / "docs" / "validation" / "trainer.md"
 NAMES = {"mistral-7b": "mistral-7b-v0.1"}
 """The tracer's names of checkpoints that have several releases of one shape."""
 FORWARD = {"actor": "log_prob", "ref": "ref_log_prob", "critic": "values"}
@@ -154,7 +152,7 @@ def table() -> str:
     lines = [
         "# Trainer phases against op-level traces",
         "",
-        "Written by `PYTHONPATH=tests python -m support.trainer_validation` from `tests/data/traces.json`; "
+        "Written by `python -m support.validate --write` from `tests/data/traces.json`; "
         f"traced with {', '.join(f'{k} {v}' for k, v in versions.items())} on {rows()[0]['date']}, CPU, no GPU. What a trace "
         "is, and what it cannot see: [tracer.md](tracer.md). Errors are predicted over traced peak, minus one.",
         "",
@@ -190,9 +188,3 @@ def _named(case: dict[str, Any]) -> str:
     }  # fmt: skip
     special = [f"{k}={v}" for k, v in case.items() if k in usual and v != usual[k] and k != "model"]
     return f"{case['model']} {case['strategy']} x{case['ranks']} {case['tokens']} tokens " + " ".join(special)
-
-
-if __name__ == "__main__":
-    PAGE.parent.mkdir(parents=True, exist_ok=True)
-    PAGE.write_text(table(), encoding="utf-8")
-    print(table())

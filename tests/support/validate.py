@@ -1,0 +1,156 @@
+"""Everything that memfit's accuracy is claimed by, in one command: ``python -m support.validate`` (``make validate``).
+
+Run from the top of the repository with ``PYTHONPATH=tests:.``. It computes every page of docs/validation that stands for
+predictions, compares it with the one in the repository, and holds the figures against their bounds. ``--write`` writes the pages
+instead. Each page has a module of its own that knows its data; here is only which pages and which bounds there are.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+from hydra_plugins.memfit.memory import xla_training
+from support import (
+    areal_validation,
+    case_validation,
+    estimates,
+    generation_validation,
+    tpu_survey,
+    trainer_validation,
+)
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Page:
+    """A page, or the part of one between ``<!-- marker -->`` and ``<!-- /marker -->``, that is computed from data."""
+
+    path: str
+    text: Callable[[], str]
+    marker: str = ""
+
+    def current(self) -> str:
+        """Return what the repository holds."""
+        whole = (ROOT / self.path).read_text(encoding="utf-8")
+        if not self.marker:
+            return whole
+        found = self._part.search(whole)
+        assert found, f"{self.path} lacks the marks <!-- {self.marker} --> and <!-- /{self.marker} -->"
+        return found[1]
+
+    def write(self) -> None:
+        """Put what the data give into the repository."""
+        path, text = ROOT / self.path, self.text()
+        if self.marker:
+            text = self._part.sub(
+                lambda found: found[0].replace(found[1], text, 1) if found[1] else found[0],
+                path.read_text(encoding="utf-8"),
+            )
+        path.write_text(text, encoding="utf-8")
+
+    @property
+    def _part(self) -> re.Pattern[str]:
+        return re.compile(rf"<!-- {self.marker} -->\n(.*?)<!-- /{self.marker} -->", re.DOTALL)
+
+
+PAGES = (
+    Page(path="docs/validation/trainer.md", text=trainer_validation.table),
+    Page(path="docs/validation/cases.md", text=case_validation.page),
+    Page(path="docs/validation/areal.md", text=areal_validation.page),
+    Page(path="docs/tpu.md", marker="survey", text=tpu_survey.table),
+    Page(path="docs/generation.md", marker="traces", text=generation_validation.table),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """One claim: a number that is computed from data, and the bound that it may not pass."""
+
+    claim: str
+    value: float
+    bound: float
+    unit: str = "%"
+
+    @property
+    def holds(self) -> bool:
+        """Whether the value is within the bound."""
+        return self.value <= self.bound
+
+    def __str__(self) -> str:
+        value, bound = (f"{n:.2%}" if self.unit == "%" else f"{n:.0f} {self.unit}" for n in (self.value, self.bound))
+        return f"{'ok    ' if self.holds else 'FAILED'} {self.claim}: {value} (at most {bound})"
+
+
+def figures() -> Iterator[Figure]:
+    """Yield every claim."""
+    yield from _trainer()
+    yield from _generation()
+    yield from _tpu()
+    yield from _known_runs()
+
+
+def _trainer() -> Iterator[Figure]:
+    for split in ("fit", "held_out"):
+        found = trainer_validation.summary(list(trainer_validation.comparisons(split)))
+        name = f"trainer phases against op-level traces, {split}"
+        yield Figure(claim=f"{name}: median error", value=found["median"], bound=0.01)
+        yield Figure(claim=f"{name}: 95th percentile", value=found["p95"], bound=0.04)
+        yield Figure(claim=f"{name}: furthest below", value=-found["lowest"], bound=0.02)
+
+
+def _generation() -> Iterator[Figure]:
+    for split in ("fit", "held_out"):
+        rows = [row for row in generation_validation.traces() if row["split"] == split]
+        errors = [abs(generation_validation.error(row, without_weights=True)) for row in rows]
+        claim = f"generation against traces, weights left out, {split}: median error"
+        yield Figure(claim=claim, value=median(errors), bound=0.01)
+
+
+def _tpu() -> Iterator[Figure]:
+    rows = [
+        row for row in tpu_survey.rows() if row["split"] == "check" and row.get("kind", "train_step") == "train_step"
+    ]
+    errors = [abs(xla_training.train_step(tpu_survey.step(r)).total_bytes / r["natural_bytes"] - 1) for r in rows]
+    yield Figure(claim="TPU steps against the XLA compiler: median error", value=median(errors), bound=0.05)
+
+
+def _known_runs() -> Iterator[Figure]:
+    judged = [j for j in map(case_validation.judge, case_validation.cases()) if j.complete and j.plan]
+    verl = Counter((j.case["outcome"], j.verdict) for j in judged)
+    areal = Counter(
+        (case["outcome"], areal_validation.verdict(answer)) for case, answer, _ in areal_validation.judged()
+    )
+    for name, counts in (("verl", verl), ("AReaL", areal)):
+        fits = counts["fits", "fits"] + counts["fits", "oom"]
+        claim = f"public {name} runs"
+        yield Figure(claim=f"{claim} that died, called fits", value=counts["oom", "fits"], bound=0, unit="runs")
+        yield Figure(claim=f"{claim} that fitted, called oom", value=counts["fits", "oom"] / fits, bound=0.1)
+
+
+def main(*, write: bool) -> int:
+    """Write the pages, or compare them; print the figures; return the number of failures."""
+    failures = 0
+    for page in PAGES:
+        if write:
+            page.write()
+        elif page.current() != page.text():
+            failures += 1
+            print(f"FAILED {page.path} is not what its data give; python -m support.validate --write")
+    for figure in figures():
+        failures += not figure.holds
+        print(figure)
+    if estimates.stored()["now"] != estimates.predict():
+        failures += 1
+        print("FAILED tests/data/estimates.json is not what memfit predicts today; python -m support.estimates")
+    return failures
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(write="--write" in sys.argv[1:]))
