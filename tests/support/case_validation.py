@@ -7,7 +7,6 @@ at the lengths that its logs show (345 tokens on average), not at the configured
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections import Counter
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import Any
 from hydra_plugins.memfit.base.errors import MemfitError, NotModelled
 from hydra_plugins.memfit.base.units import gib
 from hydra_plugins.memfit.cli.launch import read_launch
+from hydra_plugins.memfit.cli.main import parse
 from hydra_plugins.memfit.planning.problem import Plan
 from hydra_plugins.memfit.planning.search import check
 
@@ -62,16 +62,9 @@ def judge(case: dict[str, Any]) -> Judged:
         words.append("++actor_rollout_ref.actor.strategy=megatron")
     words += [f"memfit.lengths.{key}={value}" for key, value in case.get("lengths", {}).items()]
     words.append(f"++actor_rollout_ref.model.path={case['model']}")
-    options = argparse.Namespace(
-        framework="verl",
-        framework_version=case["version"],
-        hardware=case["hardware"],
-        gpus=case["gpus"],
-        nodes=case["nodes"],
-        model=None,
-        config=None,
-        overrides=words,
-    )
+    launch = ["--framework-version", case["version"], "--hardware", case["hardware"]]
+    launch += ["--gpus", str(case["gpus"]), "--nodes", str(case["nodes"])]
+    options = parse(["check", "--framework", "verl", *launch, *words])
     try:
         return Judged(case, check(read_launch(options).problem))
     except NotModelled as error:
