@@ -52,12 +52,17 @@ class Question:
     pinned: frozenset[str]
     absent: frozenset[str]
     """Keys of knobs that the framework's yaml does not have: on its command line they need ``++``."""
+    config: Mapping[str, Any]
+    """The composed config, plain."""
 
 
-def read_launch(args: argparse.Namespace) -> Question:
-    """Return what the options of `add_launch_options` ask; raises `MemfitError` for what is wrong in them."""
+def read_launch(args: argparse.Namespace, given: ConfigFile | None = None) -> Question:
+    """Return what the options of `add_launch_options` ask; raises `MemfitError` for what is wrong in them.
+
+    ``given`` stands in for the file of ``--config``.
+    """
     line = read_line(args.overrides)
-    file = read_config_file(args.config) if args.config else ConfigFile()
+    file = given or (read_config_file(args.config) if args.config else ConfigFile())
     node = _memfit_node(file, line, args)
     settings = read_settings(node)
     adapter = _adapter(settings.framework, file.values, line)
@@ -74,7 +79,7 @@ def read_launch(args: argparse.Namespace) -> Question:
     said = (*([stand_in] if asked not in (None, version) else []), *unread, *contradicted, *_left_out(args))
     problem = replace(problem, warnings=(*problem.warnings, *said))
     absent = frozenset(knob.key for knob in problem.knobs if value_at(config, knob.key) is ABSENT)
-    return Question(problem=problem, pinned=pinned, absent=absent)
+    return Question(problem=problem, pinned=pinned, absent=absent, config=config)
 
 
 def _left_out(args: argparse.Namespace) -> tuple[str, ...]:

@@ -6,14 +6,14 @@ import argparse
 import importlib
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import ModuleType
 
 from hydra_plugins.memfit import __version__
 from hydra_plugins.memfit.base.errors import MemfitError, NoPlanFits
 
-COMMANDS = ("detect", "plan", "check", "table", "env")
+COMMANDS = ("detect", "plan", "check", "table", "diagnose", "env")
 """Each is a module ``cli/<name>.py`` with ``add_parser(subparsers)`` and ``run(args) -> exit status``."""
 
 FITS, BROKEN, WRONG_INPUT, DOES_NOT_FIT, INTERRUPTED = 0, 1, 2, 3, 130
@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         args = parse(arguments)
-        with _surroundings(args):
+        with surroundings(args.pasted.environ if hasattr(args, "pasted") else {}):
             return int(_command(args.command).run(args))
     except NoPlanFits as error:
         return _fail(error, DOES_NOT_FIT)
@@ -63,10 +63,10 @@ def _values(args: argparse.Namespace, words: list[str]) -> list[str]:
 
 
 @contextmanager
-def _surroundings(args: argparse.Namespace) -> Iterator[None]:
+def surroundings(environ: Mapping[str, str]) -> Iterator[None]:
     """The environment in which a pasted line would have run."""
     before = dict(os.environ)
-    os.environ.update(args.pasted.environ if hasattr(args, "pasted") else {})
+    os.environ.update(environ)
     try:
         yield
     finally:
