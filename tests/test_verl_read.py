@@ -211,7 +211,8 @@ def test_lora_trains_adapters_alone():
 @pytest.mark.parametrize(
     ("values", "error", "message"),
     [
-        ({f"{ACTOR}.strategy": "megatron"}, NotModelled, "actor.strategy=megatron"),
+        ({f"{ACTOR}.strategy": "megatron"}, ConfigError, "actor.strategy=megatron"),
+        ({f"{ACTOR}.strategy": "veomni"}, NotModelled, "actor.strategy=veomni"),
         ({f"{ROLLOUT}.name": "hf"}, NotModelled, "rollout.name=hf"),
         ({"reward.reward_model.enable": True}, NotModelled, "reward model"),
         ({"data.train_batch_size": 0}, ConfigError, "fully asynchronous"),

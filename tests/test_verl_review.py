@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from test_verl_read import ACTOR, MODEL, ROLLOUT, batch, estimate, problem
 
-from hydra_plugins.memfit.base.errors import ConfigError, NoPlanFits, NotModelled
+from hydra_plugins.memfit.base.errors import ConfigError, NoPlanFits
 from hydra_plugins.memfit.base.settings import Lengths
 from hydra_plugins.memfit.memory.breakdown import Estimate
 from hydra_plugins.memfit.planning.problem import Plan
@@ -170,13 +170,6 @@ def test_batches_that_cannot_be_shared_out_stop_the_launch(values: dict[str, Any
     """verl refuses them at any size of the GPU; the message says what to write."""
     with pytest.raises(ConfigError, match=says):
         make_plan(problem(values, version=version))
-
-
-def test_rules_of_fsdp_are_not_applied_to_megatron():
-    """Another engine shares batches out in its own way: it is refused as not modelled, not as indivisible."""
-    megatron = {**DYNAMIC, f"{ACTOR}.strategy": "megatron", f"{ACTOR}.ppo_mini_batch_size": 12}
-    with pytest.raises(NotModelled, match="megatron"):
-        make_plan(problem(megatron))
 
 
 def test_a_global_micro_batch_divides_the_prompts_of_a_mini_batch():

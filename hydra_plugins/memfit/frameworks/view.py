@@ -31,6 +31,11 @@ class View:
         view._cache = self._cache
         return view
 
+    @property
+    def overrides(self) -> Mapping[str, object]:
+        """The values that stand in place of composed ones."""
+        return self._overrides
+
     def raw(self, key: str) -> Any:
         """Return the value as it stands, or `MISSING`."""
         return self._overrides[key] if key in self._overrides else self.composed(key)

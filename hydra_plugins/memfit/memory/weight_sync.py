@@ -8,6 +8,7 @@ from __future__ import annotations
 from hydra_plugins.memfit.base.units import ceil_div
 from hydra_plugins.memfit.memory.breakdown import MemoryBreakdown
 from hydra_plugins.memfit.memory.fsdp import Sharding
+from hydra_plugins.memfit.model.spec import ModelSpec
 
 
 def adapter_moments(
@@ -95,3 +96,22 @@ def streamed_bytes(s: Sharding, *, master_bytes: int, bucket_bytes: int) -> int:
     Source: AReaL engine/fsdp_engine.py (pipelined buckets; weight_chunked_mem_mb of io_struct.py).
     """
     return 2 * bucket_bytes + whole_tensor_bytes(s, master_bytes=master_bytes) + 2 * s.embedding
+
+
+def exported_bytes(model: ModelSpec, *, tensor_parallel: int, pipeline: int) -> int:
+    """
+    Return what Megatron gathers to hand over one tensor in bf16: the shards of all tensor-parallel ranks and their whole.
+
+        M = 2 · E + 2 · E       E the larger of the vocabulary matrix and one fused MLP matrix (gate and up)
+
+    One rank alone has it already; other pipeline stages receive a copy.
+    Leaves out: experts, which are handed over one by one and are smaller.
+    Source: mbridge ``core/bridge.py`` (export_weights), verl ``utils/megatron_utils.py`` (per_tensor_generator).
+    """
+    gate_and_up = (
+        2 * model.hidden_size * model.intermediate_size if model.num_moe_layers < model.num_hidden_layers else 0
+    )
+    largest = 2 * max(model.embedding_parameters, gate_and_up)
+    if tensor_parallel == 1:
+        return largest if pipeline > 1 else 0
+    return 2 * largest

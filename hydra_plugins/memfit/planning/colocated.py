@@ -65,6 +65,8 @@ class ColocatedRun:
     expandable_segments: bool = False
     tied_load: bool = False
     """Every rank materialises the whole fp32 model on the host while loading."""
+    largest_fraction: float = LARGEST_FRACTION
+    """No more than this where the engine's fraction is solved for: other ranks may have less room."""
     fraction_key: str = ""
     """Config key of the engine's fraction, for `Estimate.solved`."""
 
@@ -142,7 +144,8 @@ def _share(run: ColocatedRun) -> _Solution | None:
     solved = engine.fraction is None
     fraction = engine.fraction
     if fraction is None:
-        fraction = solved_fraction(engine, pool, largest=_largest_fraction(run, engine, pool))
+        largest = min(_largest_fraction(run, engine, pool), run.largest_fraction)
+        fraction = solved_fraction(engine, pool, largest=largest)
     kv = pool.kv_bytes(fraction)
     return _Solution(fraction=fraction, kv=kv, solved=solved, shortfalls=kv_shortfalls(engine, kv))
 

@@ -22,7 +22,8 @@ _ORDER = ("launch", "rollout", "generate")
 class PooledRun:
     """One launch as the framework's adapter read it; without ``pools`` everything is on the trainer's GPUs."""
 
-    trainer: ColocatedRun
+    ranks: tuple[ColocatedRun, ...]
+    """The trainer's ranks: one kind, or the pipeline stages of which one is the worst."""
     pools: tuple[ServingRun, ...] = ()
     one_host: bool = False
     """All pools share one host, and its memory."""
@@ -30,7 +31,7 @@ class PooledRun:
 
 def estimate(run: PooledRun) -> Estimate:
     """Return the predicted peak of every phase on the GPU where it is worst, whichever pool that one is in."""
-    trainer = colocated.estimate(run.trainer)
+    trainer = _worst_rank(run.ranks)
     if not run.pools:
         return trainer
     chosen = dict(trainer.solved)
@@ -47,6 +48,30 @@ def estimate(run: PooledRun) -> Estimate:
     )
 
 
+def _worst_rank(runs: tuple[ColocatedRun, ...]) -> Estimate:
+    """
+    The prediction for the trainer, each phase from the rank that needs most in it.
+
+    The engine's share is one number for all ranks: where it is solved for, each of them must be able to give it.
+    """
+    parts = [colocated.estimate(run) for run in runs]
+    if len(parts) == 1:
+        return parts[0]
+    shares = [float(value) for part in parts for _, value in part.solved]
+    if shares:
+        parts = [colocated.estimate(replace(run, largest_fraction=min(shares))) for run in runs]
+    return replace(
+        parts[0],
+        phases=tuple(min(same, key=_headroom) for same in zip(*(part.phases for part in parts), strict=True)),
+        host=max((part.host for part in parts), key=lambda host: host.peak_bytes),
+        shortfalls=max((part.shortfalls for part in parts), key=lambda each: sum(s.num_bytes for s in each)),
+    )
+
+
+def _headroom(phase: PhaseEstimate) -> int:
+    return phase.budget_bytes - phase.peak_bytes
+
+
 def _with_share(pool: ServingRun, chosen: dict[str, float | int]) -> ServingRun:
     """The pool with the share that the trainer's own engine chose, where one key sets both."""
     if pool.engine.fraction is not None or pool.fraction_key not in chosen:
@@ -59,6 +84,6 @@ def worst(phases: Iterable[PhaseEstimate]) -> tuple[PhaseEstimate, ...]:
     found: dict[str, PhaseEstimate] = {}
     for phase in phases:
         known = found.setdefault(phase.name, phase)
-        if phase.budget_bytes - phase.peak_bytes < known.budget_bytes - known.peak_bytes:
+        if _headroom(phase) < _headroom(known):
             found[phase.name] = phase
     return tuple(sorted(found.values(), key=lambda phase: phase.name not in _ORDER))

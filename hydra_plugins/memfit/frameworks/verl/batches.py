@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from hydra_plugins.memfit.base.errors import ConfigError
 from hydra_plugins.memfit.frameworks.verl.launch import ACTOR, MODEL, REF, ROLLOUT, Launch
+from hydra_plugins.memfit.frameworks.verl.megatron_keys import MEGATRON, is_megatron, layout
 from hydra_plugins.memfit.frameworks.verl.tokens import Batch
 from hydra_plugins.memfit.frameworks.view import LARGEST, View
 
@@ -120,7 +121,7 @@ def active(view: View, launch: Launch) -> tuple[str, ...]:
 def batch(view: View, launch: Launch, name: str) -> Batch:
     """Return the micro-batches of one pass."""
     keys, sp = pass_keys(name, launch), _sequence_parallel(view, launch, name)
-    dp = max(1, launch.world_size // sp)
+    dp = _data_ranks(view, launch, sp)
     micro = view.optional_integer(f"{keys.micro_key}_per_gpu")
     if micro is None:
         whole = view.optional_integer(keys.micro_key)
@@ -133,10 +134,22 @@ def batch(view: View, launch: Launch, name: str) -> Batch:
         local_sequences=max(1, -(-_pass_sequences(view, launch, name, dp) // dp)),
         sequence_parallel=sp,
         max_length=max_length(view),
-        packed=view.flag(f"{model}.use_remove_padding", False),
+        packed=packed(view, model),
         hard_budget=launch.behaviour.hard_token_budget,
         lengths=launch.settings.lengths,
     )
+
+
+def packed(view: View, model: str) -> bool:
+    """Whether padding is removed; Megatron packs unless told otherwise, and cannot be told before 0.7."""
+    if is_megatron(view):
+        return view.flag(f"{MEGATRON}.use_remove_padding", True)
+    return view.flag(f"{model}.use_remove_padding", False)
+
+
+def _data_ranks(view: View, launch: Launch, sp: int) -> int:
+    """Ranks that a batch is shared out among."""
+    return layout(view, launch).data if is_megatron(view) else max(1, launch.world_size // sp)
 
 
 def _dynamic(view: View, launch: Launch, keys: PassKeys) -> bool:
@@ -146,6 +159,8 @@ def _dynamic(view: View, launch: Launch, keys: PassKeys) -> bool:
 
 
 def _sequence_parallel(view: View, launch: Launch, name: str) -> int:
+    if is_megatron(view):
+        return view.integer(f"{MEGATRON}.context_parallel_size", 1)
     if name == REF_LOG_PROB:
         return view.integer(f"{REF}.ulysses_sequence_parallel_size", sequence_parallel(view))
     return critic_sequence_parallel(view, launch) if name in (UPDATE_CRITIC, VALUES) else sequence_parallel(view)

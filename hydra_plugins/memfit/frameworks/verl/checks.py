@@ -9,6 +9,8 @@ from hydra_plugins.memfit.base.errors import ConfigError
 from hydra_plugins.memfit.frameworks.verl import batches, engines, placement
 from hydra_plugins.memfit.frameworks.verl import read as r
 from hydra_plugins.memfit.frameworks.verl.launch import ACTOR, MODEL, REF, ROLLOUT, TENSOR_PARALLEL, Launch
+from hydra_plugins.memfit.frameworks.verl.megatron_checks import indivisible, layout_notes
+from hydra_plugins.memfit.frameworks.verl.megatron_keys import MEGATRON, is_megatron
 from hydra_plugins.memfit.frameworks.verl.versions import parse
 from hydra_plugins.memfit.frameworks.view import MISSING, View, unpinned
 from hydra_plugins.memfit.hardware.spec import Hardware
@@ -16,7 +18,13 @@ from hydra_plugins.memfit.memory.breakdown import Shortfall
 from hydra_plugins.memfit.planning.context import Context
 from hydra_plugins.memfit.planning.problem import Change
 
-SECTIONS = ("actor_rollout_ref", ACTOR, MODEL, ROLLOUT, REF, "data", "trainer", "algorithm", "critic")
+SECTIONS = (
+    "actor_rollout_ref",
+    *(ACTOR, f"{ACTOR}.fsdp_config", MEGATRON, f"{MEGATRON}.override_transformer_config"),
+    *(REF, f"{REF}.fsdp_config", f"{REF}.megatron"),
+    *(MODEL, ROLLOUT, "data", "trainer", "algorithm"),
+    *("critic", "critic.model", "critic.fsdp", "critic.megatron"),
+)
 DEFAULT_MINI_BATCH = 256
 """actor.ppo_mini_batch_size in verl's own yaml, every release."""
 ALLOCATOR_VARIABLES = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
@@ -29,7 +37,7 @@ EXPANDABLE_TOLERATED = (0, 24)
 
 def refuse_values_for_sections(view: View) -> None:
     """Raise `ConfigError` where a whole section was replaced by one value: everything in it would read as unset."""
-    for key in (*SECTIONS, f"{ACTOR}.fsdp_config", f"{REF}.fsdp_config", "critic.model", "critic.fsdp"):
+    for key in SECTIONS:
         value = view.raw(key)
         if value is not MISSING and value is not None and not view.section(key):
             raise ConfigError(
@@ -155,8 +163,8 @@ def _small_bucket(view: View, launch: Launch) -> list[str]:
 
 def _indivisible(view: View, launch: Launch) -> list[str]:
     """Batches that verl cannot share out evenly: it stops at start, or in the first update."""
-    if view.text(f"{ACTOR}.strategy", "fsdp") not in r.FSDP_STRATEGIES:
-        return []
+    if is_megatron(view):
+        return indivisible(view, launch)
     found, n = [], view.integer(f"{ROLLOUT}.n", 1)
     prompts, mini = batches.prompts_per_step(view), view.integer(f"{ACTOR}.ppo_mini_batch_size", 256)
     world, ranks = launch.world_size, max(1, launch.world_size // batches.sequence_parallel(view))
@@ -198,7 +206,7 @@ def _ray_env(view: View, name: str) -> Any:
 
 def notes(view: View, launch: Launch, context: Context) -> tuple[str, ...]:
     """Return what a user should know about the reading of the config."""
-    lines = list(context.hardware.warnings)
+    lines = [*context.hardware.warnings, *(layout_notes(view, launch) if is_megatron(view) else [])]
     message = _expandable_segments(view, launch, context)
     if message and EXPANDABLE_REFUSED < parse(launch.engine_version)[:2] < EXPANDABLE_TOLERATED:
         lines.append(message.replace("stops at start with", "may stop at start with (not checked for this release)"))
@@ -224,7 +232,7 @@ def notes(view: View, launch: Launch, context: Context) -> tuple[str, ...]:
             f"that unless {MODEL}.override_config raises it."
         )
     optimizer = view.text(f"{ACTOR}.optim.optimizer", "AdamW")
-    if optimizer not in ("AdamW", "Adam"):
+    if optimizer not in ("AdamW", "Adam") and not is_megatron(view):
         lines.append(f"{ACTOR}.optim.optimizer={optimizer} is counted as AdamW: two moments in the parameters' dtype.")
     return tuple(lines)
 

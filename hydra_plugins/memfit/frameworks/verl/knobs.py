@@ -14,6 +14,8 @@ from hydra_plugins.memfit.frameworks.verl import batches, engines
 from hydra_plugins.memfit.frameworks.verl import read as r
 from hydra_plugins.memfit.frameworks.verl.batches import uses_reference
 from hydra_plugins.memfit.frameworks.verl.launch import ACTOR, MODEL, REF, ROLLOUT, TENSOR_PARALLEL, Launch
+from hydra_plugins.memfit.frameworks.verl.megatron_keys import is_megatron
+from hydra_plugins.memfit.frameworks.verl.megatron_knobs import megatron_knobs
 from hydra_plugins.memfit.frameworks.verl.micro_batches import micro_batches
 from hydra_plugins.memfit.frameworks.view import View
 from hydra_plugins.memfit.planning.problem import SOLVE, Knob
@@ -21,11 +23,8 @@ from hydra_plugins.memfit.planning.problem import SOLVE, Knob
 
 def knobs(view: View, launch: Launch) -> tuple[Knob, ...]:
     """Return the knobs of the composed config, with the candidates that verl's own checks accept."""
-    return tuple(
-        knob
-        for group in (_free, micro_batches, _engine, _offloads, _memory_for_compute, _semantic)
-        for knob in group(view, launch)
-    )
+    trainer = (megatron_knobs,) if is_megatron(view) else (_offloads, _memory_for_compute)
+    return tuple(knob for group in (_free, micro_batches, _engine, *trainer, _semantic) for knob in group(view, launch))
 
 
 def _switch(view: View, key: str, *, cost: int, why: str, default: bool = False) -> Iterator[Knob]:

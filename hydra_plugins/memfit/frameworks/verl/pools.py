@@ -29,9 +29,8 @@ _LARGEST_NODE = 8
 
 def read(view: View, launch: Launch) -> PooledRun:
     """Return the launch as the config describes it; raises `ConfigError` and `NotModelled`."""
-    trainer = read_trainer(view, launch)
     pools = (_rollout_pool(view, launch),) if launch.placement.apart else ()
-    return PooledRun(trainer=trainer, pools=pools, one_host=_share_a_host(launch))
+    return PooledRun(ranks=read_trainer(view, launch), pools=pools, one_host=_share_a_host(launch))
 
 
 def _share_a_host(launch: Launch) -> bool:

@@ -5,28 +5,58 @@ from __future__ import annotations
 from dataclasses import replace
 
 from hydra_plugins.memfit.base.errors import ConfigError, NotModelled
-from hydra_plugins.memfit.frameworks.verl import batches
+from hydra_plugins.memfit.frameworks.verl import batches, megatron_read
 from hydra_plugins.memfit.frameworks.verl.batches import batch, uses_reference
 from hydra_plugins.memfit.frameworks.verl.engines import rollout_engine, rollout_name, serves_adapters
 from hydra_plugins.memfit.frameworks.verl.launch import ACTOR, FRACTION, LORA_MERGE, MODEL, REF, ROLLOUT, Launch
+from hydra_plugins.memfit.frameworks.verl.megatron_keys import is_megatron
 from hydra_plugins.memfit.frameworks.view import MISSING, View
 from hydra_plugins.memfit.memory.engine import Engine
 from hydra_plugins.memfit.memory.fsdp import Sharding
 from hydra_plugins.memfit.memory.head import Head
+from hydra_plugins.memfit.memory.megatron import Stage
 from hydra_plugins.memfit.memory.states import lora_parameters
 from hydra_plugins.memfit.model.spec import ModelSpec, value_model
 from hydra_plugins.memfit.planning.colocated import ColocatedRun, Role
-from hydra_plugins.memfit.planning.roles import Handover
+from hydra_plugins.memfit.planning.roles import Handover, Occupant
 
 _MASTER_BYTES = {"fp32": 4, "float32": 4, "bf16": 2, "bfloat16": 2, "fp16": 2, "float16": 2}
 FSDP_STRATEGIES = ("fsdp", "fsdp2")
 
 
-def read(view: View, launch: Launch) -> ColocatedRun:
-    """Return the run that the config describes; raises `ConfigError` and `NotModelled`."""
+def read(view: View, launch: Launch) -> tuple[ColocatedRun, ...]:
+    """Return the run that the config describes, once for each kind of rank; raises `ConfigError` and `NotModelled`."""
+    if is_megatron(view):
+        return tuple(_stage(view, launch, stage) for stage in megatron_read.pipeline(view, launch))
     strategy = _strategy(view, f"{ACTOR}.strategy")
     lora_rank = view.integer(f"{MODEL}.lora_rank", 0, minimum=0)
     actor = _actor(view, launch, strategy, lora_rank)
+    run = _run(
+        view,
+        launch,
+        lora_rank=lora_rank,
+        actor=actor,
+        reference=_reference(view, launch, actor, strategy, lora_rank) if uses_reference(view) else None,
+        critic=_critic(view, launch) if launch.critic_model is not None else None,
+    )
+    return (run,)
+
+
+def _stage(view: View, launch: Launch, stage: Stage) -> ColocatedRun:
+    """The run of one pipeline stage of Megatron."""
+    return _run(
+        view,
+        launch,
+        lora_rank=0,
+        actor=megatron_read.actor(view, launch, stage),
+        reference=megatron_read.reference(view, launch, stage) if uses_reference(view) else None,
+        critic=megatron_read.critic(view, launch, stage) if launch.critic_model is not None else None,
+    )
+
+
+def _run(
+    view: View, launch: Launch, *, lora_rank: int, actor: Occupant, reference: Occupant | None, critic: Occupant | None
+) -> ColocatedRun:
     b = launch.behaviour
     return ColocatedRun(
         capacity_bytes=launch.capacity_bytes,
@@ -36,9 +66,9 @@ def read(view: View, launch: Launch) -> ColocatedRun:
         world_size=launch.world_size,
         gpus_per_node=launch.gpus_per_node,
         actor=actor,
-        reference=_reference(view, launch, actor, strategy, lora_rank) if uses_reference(view) else None,
+        reference=reference,
         reference_is_actor=lora_rank > 0,
-        critic=_critic(view, launch) if launch.critic_model is not None else None,
+        critic=critic,
         engine=_engine(view, launch) if launch.placement.hybrid else None,
         engines_apart=launch.placement.apart,
         old_log_prob=not view.flag("algorithm.rollout_correction.bypass_mode", False),
@@ -76,7 +106,7 @@ def _strategy(view: View, key: str) -> str:
     strategy = view.text(key, "fsdp")
     if strategy not in FSDP_STRATEGIES:
         raise NotModelled(
-            f"{key}={strategy}: memfit models verl's FSDP engines (fsdp, fsdp2) so far. Launch without the hardware "
+            f"{key}={strategy}: memfit models verl's FSDP engines (fsdp, fsdp2) and megatron. Launch without the hardware "
             f"group, set {key}=fsdp, or go on unplanned with memfit.strict=false."
         )
     return strategy

@@ -80,6 +80,13 @@ class Batch:
             return self.local_sequences * mean > self.budget * self.sequence_parallel
         return self.micro_batch is not None and self.micro_batch < self.local_sequences
 
+    def count(self) -> int:
+        """Return how many micro-batches the pass takes, with sequences of their mean length."""
+        if self.dynamic:
+            tokens = self.local_sequences * (self.lengths.mean or self.longest)
+            return max(1, ceil_div(tokens, self.budget * self.sequence_parallel))
+        return 1 if self.micro_batch is None else ceil_div(self.local_sequences, self.micro_batch)
+
     def _sequences_tokens(self, sequences: int) -> int:
         """
         Return the tokens of ``sequences`` sequences together.

@@ -1,0 +1,174 @@
+"""Activations of a Megatron-Core transformer layer in bf16 with flash attention, in bytes per token of one context-parallel rank.
+
+Symbols (elements per token): h hidden size, m MLP width, q, k, v, o widths of query, key, value and attention output (all
+heads), H query heads, t tensor-parallel size, s = t under sequence parallelism, else 1. Experts: E experts, a of them active
+for a token, m_e width of one.
+
+    kept by a layer          8h/s + 8/s + (2(q + k + v) + 2o + 4H)/t + 6m/t
+    with full recomputation  2h/s for each group of layers
+
+8h are the inputs and outputs of both norms; 6m are gate and up (4m) and their product (2m), SwiGLU being fused. Korthikanti et
+al. (arXiv 2205.05198), section 4, is the same sum for a GPT layer with dropout: 34h there, 32h here without its masks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hydra_plugins.memfit.base.units import ceil_div
+from hydra_plugins.memfit.memory.megatron import Layout, Stage
+from hydra_plugins.memfit.model.spec import ModelSpec
+
+ROUTING_IMBALANCE = 1.5
+"""Rows of the busiest expert-parallel rank in one layer over the mean. Assumed: routing is data; 1 where all experts are on
+one rank. What many layers keep together is counted at the mean: no rank is the busiest in all of them."""
+
+RECOMPUTABLE = ("core_attn", "layernorm", "mlp", "moe", "moe_act", "mla_up_proj", "shared_experts")
+"""What selective recomputation can leave out (``recompute_modules``)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recompute:
+    """Activation recomputation as Megatron is told to do it."""
+
+    granularity: str = "none"
+    """``none``, ``selective`` or ``full``."""
+    method: str = "uniform"
+    """Of ``full``: ``uniform`` groups of `layers`, or ``block``: the first `layers` of a chunk."""
+    layers: int = 1
+    modules: frozenset[str] = frozenset({"core_attn"})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Layer:
+    """The widths of one layer on one rank, elements per token."""
+
+    h: int
+    residual: int
+    """s: what divides norms and residuals."""
+    tensor: int
+    attention: int
+    """q + k + v + o of one tensor-parallel rank, as the attention kernel keeps them."""
+    packed: int
+    """Output of the first attention projection on one rank: q, k and v together."""
+    heads: int
+    norms: int
+    """Inputs of the norms of q and k, or of the compressed q and kv of latent attention."""
+    m: int
+    """MLP width of a dense layer, or of the shared expert, on one rank."""
+    expert_m: int = 0
+    rows: float = 0.0
+    """Rows that this rank's experts see for each of its tokens, on average; 0 for a dense layer."""
+    most_rows: float = 0.0
+    """The same on the busiest rank of one layer."""
+    experts: int = 0
+
+    @classmethod
+    def of(cls, model: ModelSpec, layout: Layout, *, moe: bool) -> Layer:
+        """Return the widths of a dense or of a mixture-of-experts layer."""
+        t = layout.tensor
+        q, k, v, o, norms = _attention(model)
+        width = model.shared_expert_intermediate_size if moe else model.intermediate_size
+        return cls(
+            h=model.hidden_size,
+            residual=layout.residual,
+            tensor=t,
+            attention=ceil_div(q + k + v + o, t),
+            packed=ceil_div(q + k + v, t),
+            heads=ceil_div(model.num_attention_heads, t),
+            norms=norms if model.kv_lora_rank else ceil_div(norms, t),
+            m=ceil_div(width, t),
+            expert_m=ceil_div(model.moe_intermediate_size, layout.expert_tensor) if moe else 0,
+            rows=_rows(model, layout, 1.0) if moe else 0.0,
+            most_rows=_rows(model, layout, ROUTING_IMBALANCE) if moe else 0.0,
+            experts=model.num_experts if moe else 0,
+        )
+
+
+def _attention(model: ModelSpec) -> tuple[int, int, int, int, int]:
+    heads = model.num_attention_heads
+    if model.kv_lora_rank:
+        q = heads * (model.qk_nope_head_dim + model.qk_rope_head_dim)
+        latent = model.q_lora_rank + model.kv_lora_rank + model.qk_rope_head_dim
+        return q, q, heads * model.v_head_dim, heads * model.v_head_dim, 2 * latent
+    q, k = heads * model.head_dim, model.num_key_value_heads * model.head_dim
+    return q, k, k, q, q + k if model.qk_norm else 0
+
+
+def _rows(model: ModelSpec, layout: Layout, imbalance: float) -> float:
+    """Rows for each token: its active experts over the ranks that hold them; expert-tensor ranks see each other's rows."""
+    local = model.num_experts_per_tok / layout.residual
+    most = layout.expert * min(model.num_experts_per_tok, model.num_experts // max(1, layout.expert)) / layout.residual
+    return min(local * (imbalance if layout.expert > 1 else 1.0), most) * layout.expert_tensor
+
+
+def kept_bytes(layer: Layer, recompute: Recompute | None = None, *, busiest: bool = False) -> int:
+    """
+    Return what a layer keeps for its backward pass; selective recomputation leaves out what it names.
+
+    ``busiest``: on the rank whose experts have most rows, for one layer at a time.
+    """
+    dropped = recompute.modules if recompute is not None and recompute.granularity == "selective" else frozenset()
+    s = layer.residual
+    norms = 0 if "layernorm" in dropped else ceil_div(4 * layer.h, s)
+    kept = ceil_div(4 * layer.h + 8, s) + norms
+    latent = "mla_up_proj" in dropped
+    kept += 2 * layer.attention * (not latent) + 4 * layer.heads + 2 * layer.norms
+    if layer.rows:
+        rows = layer.most_rows if busiest else layer.rows
+        return kept + (0 if "moe" in dropped else _experts_keep(layer, rows, dropped))
+    return kept + (0 if "mlp" in dropped else 6 * layer.m)
+
+
+def _experts_keep(layer: Layer, rows: float, dropped: frozenset[str]) -> int:
+    """Permuted inputs and outputs of fc1 and the activation, row by row; the router's fp32 scores; the shared expert."""
+    act = 0 if "moe_act" in dropped else 2 * layer.expert_m
+    each = 2 * layer.h + 4 * layer.expert_m + act + 4 + 16
+    shared = 0 if "shared_experts" in dropped else 6 * layer.m
+    return int(rows * each) + ceil_div(8 * layer.experts, layer.residual) + shared
+
+
+def forward_bytes(layer: Layer) -> int:
+    """Return the workspace of one layer's forward pass without gradients: the MLP beside the residual and its gathered input."""
+    residual = ceil_div(4 * layer.h, layer.residual)
+    gathered = 2 * layer.h if layer.residual > 1 else 0
+    if layer.rows:
+        experts = int(layer.most_rows * (4 * layer.h + 6 * layer.expert_m))
+        return residual + max(experts, gathered + 6 * layer.m)
+    attention = 2 * layer.packed + 2 * layer.attention
+    return residual + gathered + max(6 * layer.m, attention)
+
+
+def backward_bytes(layer: Layer) -> int:
+    """
+    Return the workspace at the peak of one layer's backward pass, beside what is kept.
+
+    The MLP's gradients 6m/t and the residual's 2h/s; under sequence parallelism the gathered gradient and the gathered
+    input, 2h each.
+    """
+    residual = ceil_div(4 * layer.h, layer.residual)
+    gathered = 4 * layer.h if layer.residual > 1 else 0
+    if layer.rows:
+        return residual + max(int(layer.most_rows * (4 * layer.h + 6 * layer.expert_m)), gathered + 6 * layer.m)
+    return residual + gathered + 6 * layer.m
+
+
+def in_flight(layout: Layout, stage: Stage, *, micro_batches: int) -> float:
+    """
+    Return how many micro-batches' worth of the stage's layers are alive at the peak of the pipeline's schedule.
+
+        1F1B          min(M, PP - i)                       for stage i of PP
+        interleaved   min(M·v, 2 (PP - i - 1) + (v - 1) PP + 1) / v   for v chunks a rank
+
+    Source: megatron-core ``pipeline_parallel/schedules.py`` (``num_warmup_microbatches``), Narayanan et al., arXiv 2104.04473.
+
+    >>> in_flight(Layout(world=8, pipeline=4), Stage(index=1, layers=8, moe_layers=0, first=False, last=False), micro_batches=16)
+    3.0
+    """
+    pp, v = layout.pipeline, layout.virtual
+    if pp == 1:
+        return 1.0
+    if v == 1:
+        return float(min(micro_batches, pp - stage.index))
+    chunks = 2 * (pp - stage.index - 1) + (v - 1) * pp + 1
+    return min(micro_batches * v, chunks) / v

@@ -1,0 +1,176 @@
+"""Peak memory of one pass of a Megatron-Core stage: the moments at which it can be, on top of the model states.
+
+Symbols: T tokens of one micro-batch on one context-parallel rank, V vocabulary, t tensor-parallel size, s as in
+``megatron_layers``. The stage keeps what its layers save for every micro-batch in flight.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from hydra_plugins.memfit.base.units import ceil_div
+from hydra_plugins.memfit.memory.breakdown import MemoryBreakdown
+from hydra_plugins.memfit.memory.head import Head, forward_logits_bytes, update_logits_bytes
+from hydra_plugins.memfit.memory.megatron import Layout, Stage
+from hydra_plugins.memfit.memory.megatron_layers import (
+    Layer,
+    Recompute,
+    backward_bytes,
+    forward_bytes,
+    in_flight,
+    kept_bytes,
+)
+from hydra_plugins.memfit.model.spec import ModelSpec
+
+_FUSED = Head(fused="triton")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VocabularyHead:
+    """How log-probabilities and entropy are computed from logits that are divided among the tensor-parallel ranks."""
+
+    entropy: str = "none"
+    """``none``, ``whole`` or ``chunks`` (of `chunk_tokens` rows)."""
+    chunk_tokens: int = 2048
+    copied: bool = True
+    """The logits are cloned before the entropy, so that the cross entropy may overwrite them."""
+    scaled: bool = True
+    """They are divided by the temperature, whose backward pass writes a second gradient."""
+    fused: bool = False
+    """Matrix product and loss in one Triton kernel: no T x V tensor."""
+    vocabulary: bool = True
+    """False for a value head: one number a token."""
+
+
+def head_forward_bytes(head: VocabularyHead, *, tokens: int, vocabulary: int, hidden: int) -> int:
+    """
+    Return what the head holds at its peak without gradients; ``vocabulary``: columns of one rank.
+
+    Per token and column 6 where Megatron turns the bf16 logits into fp32; the cross entropy then works in place. An
+    entropy has the fp32 logits (4), their clone (4), and a softmax (4).
+    Source: megatron-core ``transformer/module.py`` (Float16Module), ``tensor_parallel/cross_entropy.py``.
+    """
+    if not head.vocabulary:
+        return 8 * tokens
+    if head.fused:
+        return forward_logits_bytes(_FUSED, tokens=tokens, vocabulary=vocabulary, hidden=hidden)
+    rows = min(head.chunk_tokens, tokens) if head.entropy == "chunks" else tokens
+    entropy = 0 if head.entropy == "none" else (4 + 4 * head.copied) * tokens + 4 * rows
+    return max(6 * tokens, entropy) * vocabulary
+
+
+def head_update_bytes(head: VocabularyHead, *, tokens: int, vocabulary: int, hidden: int) -> int:
+    """
+    Return what the head holds at its peak with its backward pass.
+
+    Without entropy the gradient takes the place of the softmax (4), beside the division's own (4), or the cast to bf16 (2).
+    Source: as `head_forward_bytes`; verl ``utils/megatron/tensor_parallel.py``.
+    """
+    if not head.vocabulary:
+        return 16 * tokens
+    if head.fused:
+        return update_logits_bytes(_FUSED, tokens=tokens, vocabulary=vocabulary, hidden=hidden)
+    each = {"none": 8 if head.scaled else 6, "whole": 8 + 4 * head.copied, "chunks": 12 + 4 * head.copied}
+    return each[head.entropy] * tokens * vocabulary
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StagePass:
+    """One forward (and backward) pass over micro-batches on one rank of a stage."""
+
+    model: ModelSpec
+    layout: Layout
+    stage: Stage
+    tokens: int
+    """T of the largest micro-batch."""
+    micro_batches: int = 1
+    head: VocabularyHead = field(default_factory=VocabularyHead)
+    recompute: Recompute = field(default_factory=Recompute)
+
+    @property
+    def layers(self) -> tuple[tuple[Layer, int], ...]:
+        """The kinds of layers of the stage, with how many there are of each."""
+        plain = self.stage.layers - self.stage.moe_layers
+        kinds = ((False, plain), (True, self.stage.moe_layers))
+        return tuple((Layer.of(self.model, self.layout, moe=moe), count) for moe, count in kinds if count)
+
+    @property
+    def columns(self) -> int:
+        """Columns of the vocabulary on one rank."""
+        return ceil_div(self.model.vocab_size, self.layout.tensor)
+
+
+def forward_moments(p: StagePass) -> tuple[MemoryBreakdown, ...]:
+    """Return the moments of a pass without gradients: log-probabilities, values."""
+    widest = max((forward_bytes(layer) for layer, _ in p.layers), default=0)
+    moments = [MemoryBreakdown(activations=p.tokens * (widest + _carried(p)))]
+    if p.stage.last:
+        logits = head_forward_bytes(p.head, tokens=p.tokens, vocabulary=p.columns, hidden=p.model.hidden_size)
+        moments.append(MemoryBreakdown(activations=p.tokens * _head_input(p), logits=logits))
+    return tuple(moments)
+
+
+def update_moments(p: StagePass) -> tuple[MemoryBreakdown, ...]:
+    """Return the moments of forward and backward of the schedule at its fullest; gradients go into a buffer that is a state."""
+    kept = _kept_in_flight(p)
+    moments = [
+        MemoryBreakdown(activations=kept + p.tokens * (_inside(p, layer) + _carried(p)), gradients=_written(p, layer))
+        for layer, _ in p.layers
+    ]
+    if p.stage.last:
+        h, body = p.model.hidden_size, kept + p.tokens * _head_input(p)
+        logits = head_update_bytes(p.head, tokens=p.tokens, vocabulary=p.columns, hidden=h)
+        matrix = 2 * p.columns * h if p.head.vocabulary and not p.head.fused else 0
+        product = 2 * p.columns * p.tokens if p.head.vocabulary and not p.head.fused else 0
+        moments.append(MemoryBreakdown(activations=body, logits=logits))
+        moments.append(MemoryBreakdown(activations=body + 2 * h * p.tokens, logits=product, gradients=matrix))
+    return tuple(moments)
+
+
+def _kept_in_flight(p: StagePass) -> int:
+    micro_batches = in_flight(p.layout, p.stage, micro_batches=p.micro_batches)
+    return int(micro_batches * p.tokens * _kept(p))
+
+
+def _kept(p: StagePass) -> int:
+    """Bytes a token that the stage's layers keep for one micro-batch."""
+    full = p.recompute.granularity == "full"
+    if not full:
+        return sum(count * kept_bytes(layer, p.recompute) for layer, count in p.layers)
+    entry, total = ceil_div(2 * p.model.hidden_size, p.layout.residual), p.stage.layers
+    if p.recompute.method == "uniform":
+        return entry * ceil_div(total, max(1, p.recompute.layers))
+    recomputed = min(total, p.recompute.layers * p.layout.virtual)
+    whole = sum(count * kept_bytes(layer) for layer, count in p.layers)
+    return entry * recomputed + ceil_div(whole * (total - recomputed), max(1, total))
+
+
+def _inside(p: StagePass, layer: Layer) -> int:
+    """Bytes a token inside one layer's backward pass: its gradients, and what recomputation brings back."""
+    again = 0
+    if p.recompute.granularity == "full":
+        group = p.recompute.layers if p.recompute.method == "uniform" else 1
+        again = kept_bytes(layer, busiest=True) * min(group, p.stage.layers)
+    elif p.recompute.granularity == "selective":
+        again = kept_bytes(layer) - kept_bytes(layer, p.recompute)
+    return again + backward_bytes(layer)
+
+
+def _written(p: StagePass, layer: Layer) -> int:
+    """The bf16 gradient of the MLP's first matrix before it is added to the fp32 buffer."""
+    if layer.rows:
+        local = p.model.num_experts // p.layout.expert
+        return 2 * local * 2 * layer.expert_m * layer.h
+    return 2 * 2 * layer.m * layer.h
+
+
+def _carried(p: StagePass) -> int:
+    """Bytes a token beside the layers: ids and positions; the stage's input and output on their way through the pipeline."""
+    sent = ceil_div(2 * p.model.hidden_size, p.layout.residual)
+    return 40 + (2 * sent if p.layout.pipeline > 1 else sent)
+
+
+def _head_input(p: StagePass) -> int:
+    """Bytes a token at the head: the last norm's input and output, gathered under sequence parallelism."""
+    h = p.model.hidden_size
+    return 40 + ceil_div(4 * h, p.layout.residual) + (2 * h if p.layout.residual > 1 else 0)
