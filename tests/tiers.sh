@@ -9,12 +9,13 @@
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
 
-OTHERS="slow or matrix or verl or areal or tpu"
+OTHERS="matrix or verl or areal or tpu or fuzz or neighbours"
 TIERS=(
   "lint   |  5 | quick | ruff check . && ruff format --check . && mypy"
-  "quick  |  5 | quick | python -m pytest -n 2 -m 'not ($OTHERS)'"
+  "quick  |  5 | quick | python -m pytest -n 2 -m 'not (slow or $OTHERS)'"
   "validate | 5 | quick | PYTHONPATH=tests:. python -m support.validate"
-  "slow   | 15 | quick | python -m pytest -n 2 -m 'slow and not (matrix or verl or areal or tpu)'"
+  "slow   | 15 | quick | python -m pytest -n 2 -m 'slow and not ($OTHERS)'"
+  "fuzz   | 20 | quick | python -m pytest -n 2 -m fuzz"
   "matrix | 15 | quick | python -m pytest -m matrix"
   "verl   | 30 | verl  | python -m pytest -m verl"
   "areal  | 15 | areal | python -m pytest -m areal"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
@@ -38,6 +38,11 @@ _NUMBERS = (
     "devices_per_host",
 )
 _FACTS_ONLY = ("nvml_names", "capacity_range_bytes", "nvml_total_bytes", "typical_gpus_per_node", "sources")
+_SHAPES: tuple[tuple[str, type, str], ...] = (
+    ("sources", Mapping, "a section of sources"),
+    ("capacity_range_bytes", Sequence, "a list of two numbers"),
+    ("warnings", Sequence, "a list of sentences"),
+)
 _KEYS = frozenset((*_NUMBERS, *_FACTS_ONLY, *(f.name for f in fields(Hardware))))
 
 
@@ -127,6 +132,7 @@ def from_mapping(node: Mapping[str, Any], source: str) -> Hardware:
     """
     values = {str(key): node[key] for key in node}
     _check_keys(values, source)
+    _check_shapes(values, source)
     for key in _NUMBERS:
         _check_int(values, key, source)
     capacity = _capacity(values, source)
@@ -170,6 +176,16 @@ def _check_keys(values: Mapping[str, Any], source: str) -> None:
         close = difflib.get_close_matches(unknown[0], _KEYS, n=1)
         guess = f" Did you mean {close[0]}?" if close else ""
         raise ConfigError(f"memfit.hardware.{unknown[0]} is not a key of a hardware file ({source}).{guess}")
+
+
+def _check_shapes(values: Mapping[str, Any], source: str) -> None:
+    for key, shape, valid in _SHAPES:
+        value = values.get(key)
+        if value and (isinstance(value, str) or not isinstance(value, shape)):
+            raise ConfigError(f"memfit.hardware.{key}={value!r} is not {valid} ({source}).")
+    entry = (values.get("sources") or {}).get("capacity_bytes") or {}
+    if not isinstance(entry, Mapping):
+        raise ConfigError(f"memfit.hardware.sources.capacity_bytes={entry!r} is not a section ({source}).")
 
 
 def _check_int(values: Mapping[str, Any], key: str, source: str) -> None:

@@ -27,14 +27,16 @@ def load(name: str) -> ModelSpec:
     return spec_from_config(entry.config, name=entry.name, source=f"conf/model/{entry.name}.yaml")
 
 
-def from_mapping(node: Mapping[str, object]) -> ModelSpec:
+def from_mapping(node: object) -> ModelSpec:
     """
     Return the spec of a composed ``memfit.model`` node.
 
     The counts are computed from its keys, so that an override like ``memfit.model.num_hidden_layers=2`` tells; a node
     without ``name`` describes an architecture of the user's own. Raises `ModelNotFound` for an unknown model_type and
-    `ConfigError` where ``parameters`` was overridden.
+    `ConfigError` where ``parameters`` was overridden, or where the node is a single value.
     """
+    if not isinstance(node, Mapping):
+        raise ConfigError(f"memfit.model is {node!r}; it must come from a model group, e.g. +model=qwen2.5-7b.")
     about, config = catalog.split(node)
     name = str(about.get("name") or "memfit.model")
     entry = catalog.read(name) if name in catalog.names() else None

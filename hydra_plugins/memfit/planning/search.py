@@ -116,7 +116,7 @@ class _Search:
 
     def _ladder(self, knob: Knob) -> list[object]:
         """The knob's values below the one it has now."""
-        ladder = list(dict.fromkeys((*knob.fast, *knob.candidates)))
+        ladder = _steps(knob)
         current = self.values.get(knob.key, knob.requested)
         if current in ladder:
             return ladder[ladder.index(current) + 1 :]
@@ -145,10 +145,11 @@ class _Search:
     def _give_back(self) -> None:
         """Undo the knobs, most expensive first, as far as the launch still fits."""
         for knob, before, kept in sorted(self.turned, key=lambda turn: (turn[0].kind == "neutral", -turn[0].cost)):
-            taken = self.values.get(knob.key)
-            if taken is SOLVE or taken not in knob.candidates or self._undone(knob, before, kept):
+            taken, ladder = self.values.get(knob.key), _steps(knob)
+            if taken is SOLVE or taken not in ladder or self._undone(knob, before, kept):
                 continue
-            steps = [value for value in knob.candidates[: knob.candidates.index(taken)] if value != before]
+            start = ladder.index(before) + 1 if before in ladder else len(ladder) - len(knob.candidates)
+            steps = ladder[start : ladder.index(taken)]
             index = _first(len(steps) + 1, lambda i, k=knob, s=steps: i == len(s) or self._try(k, s[i]).fits)  # type: ignore[misc]
             if index < len(steps):
                 self._set(knob, steps[index])
@@ -172,6 +173,13 @@ class _Search:
             if value is SOLVE:
                 self.values[key] = solved[key]
         self.estimate = self.problem.estimate(self.values)
+
+
+def _steps(knob: Knob) -> list[object]:
+    """Return the knob's values, fastest first; between the faster and the slower ones stands the requested one."""
+    apart = knob.requested is not None and not set(knob.fast) & set(knob.candidates)  # SOLVE may be both
+    asked = (knob.requested,) if knob.fast and apart else ()
+    return list(dict.fromkeys((*knob.fast, *asked, *knob.candidates)))
 
 
 def _within(knob: Knob, problem: Problem, pins: frozenset[str]) -> Knob:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from hydra_plugins.memfit.base.errors import ConfigError, NotModelled
@@ -12,7 +13,7 @@ from hydra_plugins.memfit.frameworks.mllm_jax import keys
 from hydra_plugins.memfit.frameworks.mllm_jax.batch import BUCKETS, Batch, split
 from hydra_plugins.memfit.frameworks.mllm_jax.keys import Request
 from hydra_plugins.memfit.memory import xla_training
-from hydra_plugins.memfit.memory.breakdown import Estimate, MemoryBreakdown, PhaseEstimate
+from hydra_plugins.memfit.memory.breakdown import Estimate, MemoryBreakdown, PhaseEstimate, Shortfall
 from hydra_plugins.memfit.memory.xla_training import MOMENTS, REMAT, XlaStep
 from hydra_plugins.memfit.model.spec import ModelSpec
 from hydra_plugins.memfit.planning.context import Context
@@ -39,10 +40,15 @@ class _Launch:
         return replace(self, request=replace(self.request, **named))
 
     def estimate(self, values: Mapping[str, object]) -> Estimate:
-        """Return the prediction for ``values`` by config key."""
+        """Return the prediction for ``values`` by config key; a batch that the runner would refuse does not fit."""
         launch = self.with_values(values)
-        batch = split(launch.request, launch.slice)
-        return launch.predict(batch)
+        try:
+            return launch.predict(split(launch.request, launch.slice))
+        except ConfigError as refusal:
+            if not values:
+                raise
+            found = launch.predict(split(_whole(launch.request), launch.slice))
+            return replace(found, shortfalls=(Shortfall(phase="train_step", num_bytes=1, why=str(refusal)),))
 
     def predict(self, batch: Batch) -> Estimate:
         """Return the two phases of a step."""
@@ -87,6 +93,11 @@ class _Launch:
             reference=self.request.beta != 0,
             remat=self.request.remat,
         )
+
+
+def _whole(request: Request) -> Request:
+    """Return the request with its batch in one piece."""
+    return replace(request, micro=None, micro_per_device=None)
 
 
 class MllmJaxAdapter:
@@ -188,24 +199,25 @@ def _mesh_knob(launch: _Launch) -> list[Knob]:
     ]
 
 
+def _micro(launch: _Launch) -> tuple[str, int]:
+    """Return the name of the micro-batch of this version, and the sequences of one device that its 1 stands for."""
+    request = launch.request
+    of_host = request.micro or (request.version == keys.SPLIT and not request.micro_per_device)
+    return ("micro", launch.slice.per_host) if of_host else ("micro_per_device", 1)
+
+
 def _micro_knobs(launch: _Launch, batch: Batch) -> list[Knob]:
     """Smaller micro-batches, where the runner has them: its gradient is a mean over all tokens of the batch."""
     request = launch.request
     if request.version == keys.SWEEP:
         return []
-    name = (
-        "micro"
-        if request.micro or (request.version == keys.SPLIT and not request.micro_per_device)
-        else "micro_per_device"
-    )
-    unit = launch.slice.per_host if name == "micro" else 1
+    name, unit = _micro(launch)
     now, whole = batch.update_per_device, batch.rollout_per_device
     sizes = [n for n in range(whole, 0, -1) if whole % n == 0]
-    requested = request.micro if name == "micro" else request.micro_per_device
     return [
         Knob(
             key=request.key[name],
-            requested=requested,
+            requested=getattr(request, name),
             candidates=tuple(n * unit for n in sizes if n < now),
             fast=tuple(n * unit for n in sizes if n > now),
             cost=_MICRO_COST,
@@ -237,10 +249,20 @@ def _semantic_knobs(launch: _Launch, batch: Batch) -> list[Knob]:
             cost=_SEMANTIC_COST + rank,
             kind="semantic",
             why=why,
+            companions=partial(_still_divides, launch, name) if request.micro or request.micro_per_device else None,
         )
         for rank, (name, values, why) in enumerate(table)
         if values
     ]
+
+
+def _still_divides(launch: _Launch, name: str, value: object) -> dict[str, object]:
+    """Return the micro-batch that a batch changed by ``name`` can be split into: at most the one that is asked for."""
+    micro, unit = _micro(launch)
+    smaller = replace(_whole(launch.request), **{name: value})  # type: ignore[arg-type]
+    whole = split(smaller, launch.slice).rollout_per_device
+    asked = getattr(launch.request, micro) // unit
+    return {launch.request.key[micro]: unit * max(n for n in range(1, min(asked, whole) + 1) if whole % n == 0)}
 
 
 def _warnings(launch: _Launch, batch: Batch) -> list[str]:

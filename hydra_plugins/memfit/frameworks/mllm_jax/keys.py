@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hydra_plugins.memfit.base.errors import ConfigError
+from hydra_plugins.memfit.frameworks.view import LARGEST
 
 SWEEP, SPLIT, NEWEST = "8c45109", "821fe33", "8b19c02"
 """Commits of the runner: the one of the out-of-memory sweep, the one that split the update, the newest on main."""
@@ -189,11 +190,15 @@ class _Source:
             return None
         try:
             number = int(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             number = -1
-        if isinstance(value, bool) or number < 0 or number != float(value):
+        if isinstance(value, bool) or number < 0 or (isinstance(value, float) and number != value):
             raise ConfigError(
                 f"{self.key(name)} is {value!r}; it must be a whole number above 0, e.g. {self.key(name)}=8"
+            )
+        if number > LARGEST:
+            raise ConfigError(
+                f"{self.key(name)} is above {LARGEST}, the largest value that memfit reads. Is it a slip?"
             )
         return number or None
 
@@ -202,7 +207,7 @@ class _Source:
         value = self.value(name)
         try:
             return float(value or 0.0)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise ConfigError(
                 f"{self.key(name)} is {value!r}; it must be a number, e.g. {self.key(name)}=0.0"
             ) from None

@@ -1,0 +1,91 @@
+"""Whatever stands in a config: a plan or one clear error. A few hundred cases here, 100,000 in the tier ``fuzz``."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from hypothesis import HealthCheck, example, given, seed, settings
+
+from support import fuzz
+from support.fuzz import GONE, Case
+
+SHARDS = 20
+CASES = int(os.environ.get("MEMFIT_FUZZ_CASES", "100000"))
+"""Cases of the long tier, over all shards."""
+SEED = int(os.environ.get("MEMFIT_FUZZ_SEED", "0"))
+"""Another number draws other cases."""
+ALL = list(HealthCheck)
+NAN, INFINITE = float("nan"), float("inf")
+FOUND = (
+    Case(base="verl 0.9.1", settings=(("hardware.capacity_range_bytes", NAN),)),
+    Case(base="verl 0.9.1", settings=(("hardware.sources", "none"),)),
+    Case(base="areal 1.0.4", settings=(("model", -1.5),)),
+    Case(base="mllm-jax", values=(("num_pre_q", -INFINITE),)),
+    Case(base="mllm-jax", values=(("rollout.n", 10**400),)),
+    Case(base="mllm-jax", settings=(("hardware.capacity_bytes", 16 << 30),)),
+)
+"""Cases that once ended in a traceback, or in an error about something that nobody asked for."""
+LAZY = (
+    Case(base="verl 0.9.1", values=(("trainer.nnodes", "${trainer.nnodes}"),), lazy=True),
+    Case(
+        base="verl 0.9.1", lazy=True,
+        values=(("trainer.nnodes", "${trainer.n_gpus_per_node}"), ("trainer.n_gpus_per_node", "${trainer.nnodes}")),
+    ),
+    Case(base="areal 1.0.4", values=(("actor", "${actor}"),), lazy=True),
+    Case(base="areal 1.0.4", values=(("actor", "${rollout}"), ("rollout", "${actor}")), lazy=True),
+    Case(base="verl 0.9.1", values=(("data", GONE),), lazy=True),
+)  # fmt: skip
+"""Interpolations in a circle, and a section that is gone."""
+
+
+@settings(max_examples=60, deadline=None, database=None, derandomize=True, suppress_health_check=ALL)
+@given(case=fuzz.cases())
+def test_every_config_ends_in_a_plan_or_one_error(case: Case) -> None:
+    """Values of other types, missing keys, absurd numbers, other frameworks' sections, circular interpolations."""
+    fuzz.answer(case)
+
+
+@pytest.mark.parametrize("case", [*FOUND, *LAZY], ids=repr)
+def test_what_once_failed(case: Case) -> None:
+    """The examples that were found stay found."""
+    fuzz.answer(case)
+
+
+@pytest.mark.parametrize("base", list(fuzz.BASES))
+def test_the_bases_plan(base: str) -> None:
+    """Each launch that is distorted is one that plans, plainly and through OmegaConf, to the same values."""
+    plain, lazy = (fuzz.planned(fuzz.launch(Case(base=base, lazy=way))) for way in (False, True))
+
+    assert plain.changes == lazy.changes
+
+
+@pytest.mark.fuzz
+@pytest.mark.parametrize("shard", range(SHARDS))
+def test_a_hundred_thousand_configs(shard: int) -> None:
+    """The same, at length; the seeds are fixed, so that a failure can be seen again."""
+    count = 0
+
+    @seed(SEED * SHARDS + shard)
+    @settings(max_examples=CASES // SHARDS, deadline=None, database=None, suppress_health_check=ALL)
+    @given(case=fuzz.cases())
+    def run(case: Case) -> None:
+        nonlocal count
+        count += 1
+        fuzz.answer(case)
+
+    run()
+    assert count >= CASES // SHARDS
+
+
+def test_the_fuzz_can_fail() -> None:
+    """A defect in the planner is seen, and not taken for an error of the user's."""
+
+    @settings(max_examples=50, deadline=None, database=None, derandomize=True, suppress_health_check=ALL)
+    @example(case=Case(base="verl 0.9.1"))
+    @given(case=fuzz.cases())
+    def run(case: Case) -> None:
+        assert not isinstance(fuzz.answer(case), fuzz.Plan)
+
+    with pytest.raises(AssertionError):
+        run()
