@@ -22,6 +22,7 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
+from hydra_plugins.memfit.frameworks.verl import supervised_keys
 from hydra_plugins.memfit.frameworks.verl.defaults import DATA, TRAINERS, VERSIONS
 from hydra_plugins.memfit.frameworks.verl.generation import YAML_VERSIONS
 from hydra_plugins.memfit.frameworks.verl.recipes import RECIPES
@@ -93,6 +94,21 @@ def _own_keys(path: Path) -> dict[str, Any]:
     whole = OmegaConf.to_container(OmegaConf.load(path))
     assert isinstance(whole, dict)
     return _prune({key: value for key, value in whole.items() if key not in ("defaults", "hydra")})
+
+
+def extract_supervised(packages: Mapping[str, Path]) -> dict[str, Any]:
+    """Return the configs of supervised fine-tuning; ``packages`` are directories ``verl`` by version."""
+    entries: dict[str, Any] = {}
+    for entry, config_name in supervised_keys.ENTRIES.items():
+        entries[entry] = {}
+        for version in supervised_keys.VERSIONS_OF[entry]:
+            whole = OmegaConf.to_container(compose_config(packages[version], config_name))
+            assert isinstance(whole, dict)
+            entries[entry][version] = _prune({k: v for k, v in whole.items() if k != "global_profiler"})
+    return {
+        "source": "verl, trainer/config/sft_trainer.yaml and sft_trainer_engine.yaml of each version",
+        "entries": entries,
+    }
 
 
 def _prune(node: Mapping[Any, Any]) -> dict[str, Any]:
@@ -203,6 +219,7 @@ def main() -> None:
             packages[version] = unpack(wheel, Path(target) / version)
             _write(DATA / f"{version}.json", extract(packages[version], version))
         _write(DATA / "generation.json", extract_generation(packages))
+        _write(DATA / "supervised.json", extract_supervised(packages))
         _write(DATA / "recipes.json", extract_recipes(packages))
 
 

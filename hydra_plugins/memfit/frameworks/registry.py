@@ -12,6 +12,7 @@ from hydra_plugins.memfit.frameworks.adapter import Adapter
 _ADAPTERS = {
     "verl": "hydra_plugins.memfit.frameworks.verl.adapter:VerlAdapter",
     "verl-generation": "hydra_plugins.memfit.frameworks.verl.generation:VerlGenerationAdapter",
+    "verl-sft": "hydra_plugins.memfit.frameworks.verl.supervised:VerlSupervisedAdapter",
     "areal": "hydra_plugins.memfit.frameworks.areal.adapter:ArealAdapter",
     "mllm-jax": "hydra_plugins.memfit.frameworks.mllm_jax.adapter:MllmJaxAdapter",
     "jax": "hydra_plugins.memfit.frameworks.jax_generic.adapter:JaxAdapter",

@@ -36,7 +36,8 @@ class Head:
     entropy_checkpointing: bool = False
     chunk_tokens: int = ENTROPY_CHUNK_TOKENS
     log_prob: str = "flash_ce"
-    """``flash_ce`` (flash-attn's cross entropy) or ``torch`` (log-softmax row by row)."""
+    """``flash_ce`` (flash-attn's cross entropy), ``torch`` (log-softmax row by row), or ``autocast_ce``: torch's own cross
+    entropy, which autocast runs in fp32, with the caller's logits alive (no entropy)."""
     fused: str = "none"
     """``none``, ``torch``, ``triton``: matrix product and loss in one, no T x V tensor."""
     scaled: str = "no"
@@ -92,6 +93,8 @@ def forward_logits_bytes(head: Head, *, tokens: int, vocabulary: int, hidden: in
         return 8 * tokens
     if head.fused != "none":
         return _fused_bytes(head, tokens=tokens, vocabulary=vocabulary, hidden=hidden, backward=False)
+    if head.log_prob == "autocast_ce":
+        return (10 + 2 * head.extra_copies) * tokens * vocabulary
     cost, chunk = _cost(head), min(head.chunk_tokens, tokens)
     return ((cost.forward + _copies(head)) * tokens + cost.forward_chunk * chunk) * vocabulary
 
@@ -102,6 +105,8 @@ def update_logits_bytes(head: Head, *, tokens: int, vocabulary: int, hidden: int
         return 16 * tokens
     if head.fused != "none":
         return _fused_bytes(head, tokens=tokens, vocabulary=vocabulary, hidden=hidden, backward=True)
+    if head.log_prob == "autocast_ce":  # logits; fp32 log-softmax, its gradient, and the gradient of its input
+        return (14 + 2 * head.extra_copies) * tokens * vocabulary
     cost, chunk = _cost(head), min(head.chunk_tokens, tokens)
     per_token = cost.update + (0 if head.entropy == "eager" else 4 * head.extra_copies)  # the copy and its gradient
     divides = head.scaled == "copy" and head.entropy == "none" and not head.extra_copies  # else the copies come later

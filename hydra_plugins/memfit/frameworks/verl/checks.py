@@ -250,11 +250,16 @@ def broken_heads(view: View, launch: Launch) -> tuple[Shortfall, ...]:
         return ()
     if view.text(f"{ACTOR}.strategy", "fsdp") != "fsdp2":
         return ()
+    return (fused_over_fsdp2(f"{MODEL}.use_fused_kernels", f"{ACTOR}.strategy", phase="old_log_prob"),)
+
+
+def fused_over_fsdp2(fused_key: str, strategy_key: str, *, phase: str) -> Shortfall:
+    """Return why a fused head and FSDP2's own unit of an untied lm_head do not go together."""
     why = (
-        f"{MODEL}.use_fused_kernels=true reads lm_head outside the unit that {ACTOR}.strategy=fsdp2 shards it in "
+        f"{fused_key}=true reads lm_head outside the unit that {strategy_key}=fsdp2 shards it in "
         "(mixed torch.Tensor and DTensor): take one of the two"
     )
-    return (Shortfall(phase="old_log_prob", num_bytes=1, why=why),)
+    return Shortfall(phase=phase, num_bytes=1, why=why)
 
 
 def unset_micro_batches(view: View, launch: Launch) -> tuple[str, ...]:

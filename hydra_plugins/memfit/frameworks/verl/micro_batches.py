@@ -41,12 +41,12 @@ def micro_batches(view: View, launch: Launch) -> Iterator[Knob]:
 
 def _batch_knobs(view: View, keys: PassKeys, batch: Batch, cost: int, why: str) -> Iterator[Knob]:
     if batch.dynamic:
-        yield from _budget_knobs(view, keys.budget_key, batch, cost, why)
+        yield from budget_knobs(view, keys.budget_key, batch, cost, why)
         return
     per_gpu, whole = f"{keys.micro_key}_per_gpu", keys.micro_key
     uses_whole = view.optional_integer(per_gpu) is None and view.optional_integer(whole) is not None
     key, unit = (whole, _whole_over_local(view, whole, batch)) if uses_whole else (per_gpu, 1)
-    divisors = _divisors(batch.local_sequences)
+    divisors = divisors(batch.local_sequences)
     updates = uses_whole and keys.micro.startswith("ppo")
     mini = view.optional_integer(f"{keys.section}.ppo_mini_batch_size") if updates else None
     if mini is not None:  # verl counts prompts here, not the sequences that they become
@@ -71,7 +71,8 @@ def _whole_over_local(view: View, key: str, batch: Batch) -> int:
     return max(1, (view.optional_integer(key) or 1) // max(1, batch.micro_batch or 1))
 
 
-def _budget_knobs(view: View, key: str, batch: Batch, cost: int, why: str) -> Iterator[Knob]:
+def budget_knobs(view: View, key: str, batch: Batch, cost: int, why: str) -> Iterator[Knob]:
+    """Yield the knobs of a token budget: whole sequences first, then down to one sequence."""
     floor = ceil_div(batch.max_length, batch.sequence_parallel)
     now = batch.budget
     requested = view.requested(key)
@@ -85,8 +86,8 @@ def _budget_knobs(view: View, key: str, batch: Batch, cost: int, why: str) -> It
         yield Knob(key=key, requested=requested, candidates=tight, cost=cost + 6, why=why)
 
 
-def _divisors(number: int) -> list[int]:
-    """The divisors of ``number``, largest first."""
+def divisors(number: int) -> list[int]:
+    """Return the divisors of ``number``, largest first."""
     small = [d for d in range(1, isqrt(number) + 1) if number % d == 0]
     return sorted({*small, *(number // d for d in small)}, reverse=True)
 
