@@ -61,10 +61,12 @@ def judge(case: dict[str, Any]) -> Judged:
     if case["megatron"]:
         words.append("++actor_rollout_ref.actor.strategy=megatron")
     words += [f"memfit.lengths.{key}={value}" for key, value in case.get("lengths", {}).items()]
-    words.append(f"++actor_rollout_ref.model.path={case['model']}")
+    framework = case.get("framework", "verl")
+    path = "actor_rollout_ref.model.path" if framework == "verl" else "model.partial_pretrain"
+    words.append(f"++{path}={case['model']}")
     launch = ["--framework-version", case["version"], "--hardware", case["hardware"]]
     launch += ["--gpus", str(case["gpus"]), "--nodes", str(case["nodes"])]
-    options = parse(["check", "--framework", "verl", *launch, *words])
+    options = parse(["check", "--framework", framework, *launch, *words])
     try:
         return Judged(case, check(read_launch(options).problem))
     except NotModelled as error:

@@ -36,24 +36,25 @@ def micro_batches(view: View, launch: Launch) -> Iterator[Knob]:
         shared = name == batches.VALUES and launch.behaviour.critic_single_budget
         if name in active and not shared and (name != batches.REF_LOG_PROB or view.section(REF)):
             keys = batches.pass_keys(name, launch)
-            yield from _batch_knobs(view, keys, batches.batch(view, launch, name), cost, why)
+            yield from batch_knobs(view, keys, batches.batch(view, launch, name), cost, why)
 
 
-def _batch_knobs(view: View, keys: PassKeys, batch: Batch, cost: int, why: str) -> Iterator[Knob]:
+def batch_knobs(view: View, keys: PassKeys, batch: Batch, cost: int, why: str) -> Iterator[Knob]:
+    """Yield the knobs of one pass: its token budget, or its sequences for each GPU."""
     if batch.dynamic:
-        yield from budget_knobs(view, keys.budget_key, batch, cost, why)
+        yield from _budget_knobs(view, keys.budget_key, batch, cost, why)
         return
     per_gpu, whole = f"{keys.micro_key}_per_gpu", keys.micro_key
     uses_whole = view.optional_integer(per_gpu) is None and view.optional_integer(whole) is not None
     key, unit = (whole, _whole_over_local(view, whole, batch)) if uses_whole else (per_gpu, 1)
-    divisors = divisors(batch.local_sequences)
+    sizes = divisors(batch.local_sequences)
     updates = uses_whole and keys.micro.startswith("ppo")
     mini = view.optional_integer(f"{keys.section}.ppo_mini_batch_size") if updates else None
     if mini is not None:  # verl counts prompts here, not the sequences that they become
-        divisors = [d for d in divisors if mini % (d * unit) == 0]
+        sizes = [d for d in sizes if mini % (d * unit) == 0]
     now = batch.micro_batch
-    candidates = tuple(d * unit for d in divisors if now is None or d < now)
-    fast = tuple(d * unit for d in divisors if now is not None and d > now)
+    candidates = tuple(d * unit for d in sizes if now is None or d < now)
+    fast = tuple(d * unit for d in sizes if now is not None and d > now)
     if candidates or fast:
         yield Knob(
             key=key,
@@ -71,8 +72,7 @@ def _whole_over_local(view: View, key: str, batch: Batch) -> int:
     return max(1, (view.optional_integer(key) or 1) // max(1, batch.micro_batch or 1))
 
 
-def budget_knobs(view: View, key: str, batch: Batch, cost: int, why: str) -> Iterator[Knob]:
-    """Yield the knobs of a token budget: whole sequences first, then down to one sequence."""
+def _budget_knobs(view: View, key: str, batch: Batch, cost: int, why: str) -> Iterator[Knob]:
     floor = ceil_div(batch.max_length, batch.sequence_parallel)
     now = batch.budget
     requested = view.requested(key)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 
 from hydra_plugins.memfit.base.units import ceil_div
+from hydra_plugins.memfit.frameworks.verl.batches import PassKeys
 from hydra_plugins.memfit.frameworks.verl.checks import fused_over_fsdp2
-from hydra_plugins.memfit.frameworks.verl.micro_batches import budget_knobs, divisors
+from hydra_plugins.memfit.frameworks.verl.micro_batches import batch_knobs, divisors
 from hydra_plugins.memfit.frameworks.verl.supervised_read import TORCHRUN, Launch, whole_sequence
 from hydra_plugins.memfit.frameworks.verl.versions import parse
 from hydra_plugins.memfit.frameworks.view import unpinned
@@ -36,8 +37,8 @@ WRITABLE_KEYS = frozenset(
     }
 )
 """Every key that memfit may write for these entries; a test keeps the list and docs/verl.md together."""
-_MICRO = "data.micro_batch_size_per_gpu"
-_BUDGET = "data.max_token_len_per_gpu"
+_PASS = PassKeys(section="data", micro="micro_batch_size", budget="max_token_len_per_gpu", dynamic="use_dynamic_bsz")
+_MICRO, _BUDGET = f"{_PASS.micro_key}_per_gpu", _PASS.budget_key
 _FUSED = "model.use_fused_kernels"
 _FEWER = "fewer tokens in a micro-batch; gradients are accumulated over more of them"
 
@@ -45,30 +46,10 @@ _FEWER = "fewer tokens in a micro-batch; gradients are accumulated over more of 
 # -- what may be turned ---------------------------------------------------------------------------------------------
 def knobs(launch: Launch) -> Iterator[Knob]:
     """Yield the knobs in the order in which they are spent."""
-    yield from _micro_batches(launch)
+    yield from batch_knobs(launch.view, _PASS, launch.batch, 22, _FEWER)
     yield from _memory_for_compute(launch)
     yield from _host(launch)
     yield from _semantic(launch)
-
-
-def _micro_batches(launch: Launch) -> Iterator[Knob]:
-    batch, view = launch.batch, launch.view
-    if batch.dynamic:
-        yield from budget_knobs(view, _BUDGET, batch, 22, _FEWER)
-        return
-    now, sizes = batch.micro_batch, divisors(batch.local_sequences)
-    smaller = tuple(size for size in sizes if now is None or size < now)
-    larger = tuple(size for size in sizes if now is not None and size > now)
-    if smaller or larger:
-        yield Knob(
-            key=_MICRO,
-            requested=view.requested(_MICRO),
-            candidates=smaller,
-            cost=22,
-            why=_FEWER,
-            required=now is None,
-            fast=larger,
-        )
 
 
 def _switch(
