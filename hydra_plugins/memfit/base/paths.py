@@ -1,4 +1,4 @@
-"""Where the facts (``conf/``) lie: beside the package in a wheel, at the top of the tree in a checkout."""
+"""Where facts (``conf/``) and formulas (``docs/``) lie: in the package of a wheel, at the top of the tree in a checkout."""
 
 from __future__ import annotations
 
@@ -9,6 +9,16 @@ from pathlib import Path
 @cache
 def conf_dir() -> Path:
     """Return the directory that holds ``hardware/``, ``model/`` and ``memfit/``."""
+    return _folder("conf")
+
+
+@cache
+def docs_dir() -> Path:
+    """Return the directory that holds the pages with the formulas, ``memory-model.md`` among them."""
+    return _folder("docs")
+
+
+def _folder(name: str) -> Path:
     package = Path(__file__).resolve().parents[1]
-    installed = package / "conf"
-    return installed if installed.is_dir() else package.parents[1] / "conf"
+    installed = package / name
+    return installed if installed.is_dir() else package.parents[1] / name

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 GOALS = ("fit", "fast")
-REPORTS = ("full", "short", "off")
+REPORTS = ("full", "short", "html", "off")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

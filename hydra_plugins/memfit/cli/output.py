@@ -22,7 +22,7 @@ def show(plan: Plan, *, as_json: bool) -> None:
     if as_json:
         print_json(to_dict(plan))
     else:
-        print_plan(plan, plan.problem.settings.report, stream=sys.stdout)
+        print_plan(plan, _style(plan), stream=sys.stdout)
 
 
 def show_refusal(error: NoPlanFits, *, as_json: bool) -> None:
@@ -32,4 +32,10 @@ def show_refusal(error: NoPlanFits, *, as_json: bool) -> None:
         print_json(to_dict(error.plan))
         print(f"memfit: {error}", file=sys.stderr)
     else:
-        print_error(error, error.plan.problem.settings.report, stream=sys.stdout)
+        print_error(error, _style(error.plan), stream=sys.stdout)
+
+
+def _style(plan: Plan) -> str:
+    """Return how to print: the console writes a page only when ``memfit explain`` asks for it."""
+    style = plan.problem.settings.report
+    return "full" if style == "html" else style

@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import InterpolationResolutionError
 
 from hydra_plugins.memfit.base.errors import ConfigError, MemfitError
-from hydra_plugins.memfit.compose import record
+from hydra_plugins.memfit.compose import pages, record
 from hydra_plugins.memfit.compose.handover import VARIABLE
 from hydra_plugins.memfit.compose.launch import Launch
 from hydra_plugins.memfit.compose.overrides import Order, read_order
@@ -126,7 +126,7 @@ def _apply(config: DictConfig, launch: Launch, plan: Plan) -> None:
 
     document = to_dict(plan)
     _finish(config, document)
-    _report(plan, _digest(document))
+    _report(config, plan, _digest(document))
 
 
 def _answer(launch: Launch) -> Plan:
@@ -177,6 +177,9 @@ def _print(error: MemfitError, node: Mapping[str, Any]) -> bool:
     _said.add(str(error))
     style = node.get("report")
     print_error(error, style if isinstance(style, str) else "full")
+    plan = getattr(error, "plan", None)
+    if style == "html" and isinstance(plan, Plan):
+        pages.make_page(plan, _digest(str(error)), os.environ, refusal=str(error))
     return True
 
 
@@ -187,17 +190,24 @@ def _finish(config: DictConfig, document: dict[str, Any]) -> None:
         del config["memfit"]
 
 
-def _report(plan: Plan, digest: str) -> None:
-    """Print the report once for each launch: in full by its first process, in one line by the processes it starts."""
+def _report(config: DictConfig, plan: Plan, digest: str) -> None:
+    """Report once for each launch: as it is asked by its first process, in one line by the processes it starts."""
+    style = plan.problem.settings.report
+    if digest not in _said:
+        _said.add(digest)
+        reported = os.environ.get(REPORTED, "").split()
+        _print_plan(plan, "short" if style != "off" and digest in reported else style, digest)
+        os.environ[REPORTED] = " ".join([*reported, digest][-64:])
+    if style == "html":
+        pages.keep_page(config, digest, os.environ)
+
+
+def _print_plan(plan: Plan, style: str, digest: str) -> None:
     from hydra_plugins.memfit.report.text import print_plan
 
-    if digest in _said:
-        return
-    _said.add(digest)
-    style = plan.problem.settings.report
-    reported = os.environ.get(REPORTED, "").split()
-    print_plan(plan, "short" if style != "off" and digest in reported else style)
-    os.environ[REPORTED] = " ".join([*reported, digest][-64:])
+    print_plan(plan, style)
+    if style == "html" and not pages.make_page(plan, digest, os.environ):
+        print_plan(plan, "full")
 
 
 def _digest(value: object) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, flag_override
 
 from hydra_plugins.memfit.base.errors import MemfitError
+from hydra_plugins.memfit.compose.pages import copy_page
 
 NODE = "memfit"
 FILE = "memfit.json"
@@ -43,4 +44,5 @@ def write_record(config: DictConfig) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(json.loads(record), indent=2)
     (folder / FILE).write_text(text + "\n", encoding="utf-8")
+    copy_page(config, folder)
     return str(folder / FILE)

@@ -23,9 +23,9 @@ def to_dict(plan: Plan) -> dict[str, Any]:
         "budget_bytes": plan.binding_phase.budget_bytes,
         "peak_bytes": max(phase.peak_bytes for phase in estimate.phases),
         "binding_phase": plan.binding_phase.name,
-        "phases": [_phase(phase) for phase in estimate.phases],
+        "phases": [phase_dict(phase) for phase in estimate.phases],
         "host": _host(estimate),
-        "changes": [_change(change) for change in plan.changes],
+        "changes": [change_dict(change) for change in plan.changes],
         "pinned": list(plan.pinned),
         "warnings": all_warnings(plan),
     }
@@ -49,7 +49,8 @@ def _hardware(problem: Problem) -> dict[str, Any]:
     }
 
 
-def _phase(phase: PhaseEstimate) -> dict[str, Any]:
+def phase_dict(phase: PhaseEstimate) -> dict[str, Any]:
+    """Return one phase in the shape of the JSON contract."""
     return {
         "name": phase.name,
         "peak_bytes": phase.peak_bytes,
@@ -65,5 +66,6 @@ def _host(estimate: Estimate) -> dict[str, Any]:
     return {"peak_bytes": host.peak_bytes, "budget_bytes": host.budget_bytes, "fits": host.fits}
 
 
-def _change(change: Change) -> dict[str, Any]:
+def change_dict(change: Change) -> dict[str, Any]:
+    """Return one change in the shape of the JSON contract."""
     return {"key": change.key, "from": change.old, "to": change.new, "kind": change.kind, "why": change.why}

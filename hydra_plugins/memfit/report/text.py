@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, TextIO
 
 from hydra_plugins.memfit.base.errors import MemfitError
-from hydra_plugins.memfit.planning.problem import Plan
+from hydra_plugins.memfit.planning.problem import Change, Plan
 from hydra_plugins.memfit.report import words
 from hydra_plugins.memfit.report.json import all_warnings
 from hydra_plugins.memfit.report.overrides import overrides
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 
 def print_plan(plan: Plan, style: str = "full", *, stream: TextIO | None = None) -> None:
-    """Write the report on ``plan``: ``full``, ``short`` (one line, with the number of warnings) or ``off`` (nothing).
+    """Write the report on ``plan``: ``full``, ``short`` or ``html`` (one line, with the number of warnings), ``off`` (nothing).
 
     ``stream`` is stderr when left out. Colours appear on a terminal only, and not under ``NO_COLOR``.
     """
-    if style == "short":
+    if style in ("short", "html"):
         count = len(all_warnings(plan))
         more = f" ({count} warning{'s' * (count > 1)}: memfit.report=full)" if count else ""
         _write(f"memfit: {words.launch(plan)}: {words.verdict(plan)}{more}\n", stream)
@@ -35,7 +35,7 @@ def print_plan(plan: Plan, style: str = "full", *, stream: TextIO | None = None)
 def print_error(error: MemfitError, style: str = "full", *, stream: TextIO | None = None) -> None:
     """Write why memfit stops, even when the report is ``off``; with a plan, also what would fit."""
     plan = getattr(error, "plan", None)
-    if style in ("short", "off"):
+    if style in ("short", "html", "off"):
         _write(f"memfit: {error}\n", stream)
         return
     from hydra_plugins.memfit.report import panel
@@ -49,11 +49,8 @@ def print_error(error: MemfitError, style: str = "full", *, stream: TextIO | Non
 
 
 def proposal_text(plan: Plan) -> str:
-    """Return the smallest change that would make a plan fit, as lines to copy; empty where nothing would.
-
-    Released pins and changes of training are that change; what else the proposal turns, memfit turns by itself.
-    """
-    asked = [c for c in plan.proposals if c.key in plan.pinned or c.kind != "neutral"] or list(plan.proposals)
+    """Return the smallest change that would make a plan fit, as lines to copy; empty where nothing would."""
+    asked = proposals_to_ask(plan)
     if not asked:
         return ""
     pins = ", ".join(c.key for c in asked if c.key in plan.pinned)
@@ -62,6 +59,11 @@ def proposal_text(plan: Plan) -> str:
         hints.append("it changes training, and memfit.allow_semantic=true lets memfit do it")
     title = f"This would fit ({'; '.join(hints)}):" if hints else "This would fit:"
     return "\n".join([title, *(f"  {line}" for line in overrides(asked)), ""])
+
+
+def proposals_to_ask(plan: Plan) -> list[Change]:
+    """Return what the user has to change so that a plan fits; what else a proposal turns, memfit turns by itself."""
+    return [c for c in plan.proposals if c.key in plan.pinned or c.kind != "neutral"] or list(plan.proposals)
 
 
 def _render(build: Callable[[Console], RenderableType], stream: TextIO | None) -> None:

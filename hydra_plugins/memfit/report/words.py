@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from hydra_plugins.memfit.base.units import gib
 from hydra_plugins.memfit.memory.breakdown import Estimate, PhaseEstimate
 from hydra_plugins.memfit.planning.problem import Change, Plan
@@ -18,14 +20,23 @@ def launch(plan: Plan) -> str:
 def verdict(plan: Plan) -> str:
     """Return whether the launch fits and what decides, in one sentence."""
     if not plan.fits:
-        return f"does not fit: {obstacle(plan.estimate)}"
+        return state(plan.estimate)
     if plan.estimate.refusals:
         return f"{plan.problem.framework} would refuse it as it is: {plan.estimate.refusals[0]}"
-    phase = plan.binding_phase
-    tightest = f"{phase.name} is the tightest, {gib(phase.peak_bytes)} of {gib(phase.budget_bytes)}"
-    if plan.changes:
-        return f"fits with {count(len(plan.changes), 'changed value')}: {tightest}"
-    return f"fits as requested: {tightest}"
+    how = f"with {count(len(plan.changes), 'changed value')}" if plan.changes else "as requested"
+    return f"fits {how}: {_tightest(plan.estimate)}"
+
+
+def state(estimate: Estimate) -> str:
+    """Return whether one prediction fits, and what decides."""
+    if not estimate.fits:
+        return f"does not fit: {obstacle(estimate)}"
+    return f"is refused: {estimate.refusals[0]}" if estimate.refusals else f"fits: {_tightest(estimate)}"
+
+
+def _tightest(estimate: Estimate) -> str:
+    phase = estimate.binding_phase
+    return f"{phase.name} is the tightest, {gib(phase.peak_bytes)} of {gib(phase.budget_bytes)}"
 
 
 def obstacle(estimate: Estimate) -> str:
@@ -80,6 +91,36 @@ def host(estimate: Estimate) -> str:
     return f"{gib(need)} of {gib(budget)}" if budget else f"{gib(need)} (what the host has is not known)"
 
 
+def budgets(plan: Plan) -> str:
+    """Return why phases have different budgets, or an empty string where they have one."""
+    sizes = sorted({phase.budget_bytes for phase in plan.estimate.phases})
+    if len(sizes) < 2:
+        return ""
+    return (
+        f"budget: {gib(sizes[0])} where the whole need is predicted; up to {gib(sizes[-1])} beside an engine, whose share is "
+        "fixed and no prediction, so that less is kept free"
+    )
+
+
+def unset(plan: Plan) -> str:
+    """Return what is counted as asked for where the launch leaves a value unset that its framework needs, or nothing."""
+    needed = {knob.key for knob in plan.problem.knobs if knob.required and knob.requested is None}
+    keys = [change.key for change in plan.changes if change.key in needed]
+    if not keys:
+        return ""
+    return f"asked: {listed(keys, 2)} unset; the whole batch in one piece is counted, which is what an unset value says"
+
+
+def listed(names: Sequence[str], most: int) -> str:
+    """Return the first ``most`` names, and how many more there are.
+
+    >>> listed(["a", "b", "c"], 2), listed(["a"], 2)
+    ('a, b and 1 more', 'a')
+    """
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
 def training(plan: Plan) -> str:
     """Return whether what is learned stays the same."""
     semantic = [change.key for change in plan.changes if change.kind != "neutral"]
@@ -90,7 +131,7 @@ def training(plan: Plan) -> str:
 
 def step(change: Change) -> str:
     """Return what became of one value, as the config writes it: ``null -> 8``."""
-    return f"{_shown(change.old)} -> {_shown(change.new)}"
+    return f"{shown(change.old)} -> {shown(change.new)}"
 
 
 def count(number: int, noun: str) -> str:
@@ -102,7 +143,8 @@ def _over(excess_bytes: int, budget_bytes: int) -> str:
     return f"{gib(excess_bytes)} over its budget of {gib(budget_bytes)}"
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
+    """Return a value as the config writes it: ``null``, ``true``, ``8``."""
     if isinstance(value, bool):
         return str(value).lower()
     return "null" if value is None else str(value)
