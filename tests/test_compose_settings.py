@@ -81,7 +81,7 @@ WRONG = [
     ("pin", "a.b", "a list of config keys"),
     ("pin", [1], "a list of config keys"),
     ("pin", {"a": 1}, "a list of config keys"),
-    ("report", "fulll", "one of full, short, off"),
+    ("report", "fulll", "one of full, short, html, off"),
     ("lengths", 345, "mean and max"),
     ("lengths", {"avg": 1}, "mean and max"),
     ("lengths", {"mean": 0}, "a whole number above 0"),

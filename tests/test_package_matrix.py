@@ -19,7 +19,7 @@ from support.hydra_app import BATCH, HYDRA, LAUNCH, ROOT, Ran, run, write_app
 pytestmark = pytest.mark.matrix
 
 MODES = ("wheel", "sdist", "editable")
-SOURCES = ("hydra_plugins", "conf", "pyproject.toml", "README.md", "LICENSE")
+SOURCES = ("hydra_plugins", "conf", "docs", "pyproject.toml", "README.md", "LICENSE")
 PROBE = ROOT / "tests" / "support" / "hydra_probe.py"
 SCAN_MS = 2.0
 """What the scan of an unused memfit may cost, in milliseconds of processor time: the least of three processes."""
@@ -168,6 +168,24 @@ def test_a_run_plans_and_leaves_its_record(cell: Cell, tmp_path: Path) -> None:
     assert job["config"]["actor_rollout_ref"]["actor"][BATCH.rpartition(".")[2]] == changed[BATCH]
     assert "memfit" not in (tmp_path / ".hydra" / "config.yaml").read_text()
     assert "update_actor" in ran.err
+
+
+def test_the_page_and_its_formulas_are_installed(cell: Cell, tmp_path: Path) -> None:
+    """What the page is made of comes with the package, the documentation's formulas, too."""
+    script = tmp_path / "files.py"
+    script.write_text(
+        "from hydra_plugins.memfit.base.paths import docs_dir\n"
+        "from hydra_plugins.memfit.report import formulas, html\n"
+        "names = [formulas.formulas(c).html[:3] for c in (formulas.MODEL, formulas.GENERATION, formulas.TPU)]\n"
+        "print(docs_dir(), *names, *sorted(path.name for path in html.FILES.iterdir()), sep='|')\n",
+        encoding="utf-8",
+    )
+    ran = cell.run(script)
+
+    assert ran.code == 0, ran.err
+    where, *found = ran.out.strip().split("|")
+    assert not Path(where).is_relative_to(ROOT)
+    assert found == ["<h2", "<h3", "<h3", "page.css", "page.html", "page.js"]
 
 
 def test_cfg_job_shows_the_plan(cell: Cell) -> None:

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs the tiers of checks named on the command line, or all of them, each in an environment of its own below .envs/.
-# Needs Python 3.10 or newer, a C compiler and a package index; no GPU. Exit code: the number of tiers that failed.
+# Needs Python 3.10 or newer, a C compiler and a package index, Chromium for the tier browser; no GPU. Exit code: the number of tiers that failed.
 #
 #     tests/tiers.sh              everything (see TIERS)
 #     tests/tiers.sh lint quick   what `make test` runs
@@ -9,7 +9,7 @@
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
 
-OTHERS="matrix or verl or areal or tpu or fuzz or neighbours"
+OTHERS="matrix or verl or areal or tpu or fuzz or neighbours or browser"
 TIERS=(
   "lint   |  5 | quick | ruff check . && ruff format --check . && mypy"
   "quick  |  5 | quick | python -m pytest -n 2 -m 'not (slow or $OTHERS)'"
@@ -17,6 +17,7 @@ TIERS=(
   "slow   | 15 | quick | python -m pytest -n 2 -m 'slow and not ($OTHERS)'"
   "fuzz   | 20 | quick | python -m pytest -n 2 -m fuzz"
   "matrix | 15 | quick | python -m pytest -m matrix"
+  "browser| 10 | browser | python -m pytest -m browser"
   "verl   | 30 | verl  | python -m pytest -m verl"
   "areal  | 15 | areal | python -m pytest -m areal"
   "tpu    | 15 | tpu   | python -m pytest -m tpu"
@@ -34,6 +35,7 @@ env_areal() {
     swanlab==0.6.12 wandb tensorboardX trackio tabulate
   pip install -q --no-deps areal==1.0.4
 }
+env_browser() { pip install -q playwright==1.65.2 plotly==7.1.0 jinja2==3.1.6; }
 env_tpu() { pip install -q jax==0.8.2 libtpu==0.0.32; }
 
 environment() { # name: make it if its recipe changed, then enter it

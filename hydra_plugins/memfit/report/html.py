@@ -28,7 +28,7 @@ from hydra_plugins.memfit.report.text import proposals_to_ask
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-_FILES = Path(__file__).with_name("page")
+FILES = Path(__file__).with_name("page")
 
 
 def write_page(plan: Plan, path: Path, *, refusal: str = "", absent: frozenset[str] = frozenset()) -> None:
@@ -61,8 +61,8 @@ def page(plan: Plan, *, refusal: str = "", absent: frozenset[str] = frozenset())
         data=data,
         chart=chart,
         version=__version__,
-        style=(_FILES / "page.css").read_text(encoding="utf-8"),
-        script=(_FILES / "page.js").read_text(encoding="utf-8"),
+        style=(FILES / "page.css").read_text(encoding="utf-8"),
+        script=(FILES / "page.js").read_text(encoding="utf-8"),
         title=words.launch(plan),
         facts=_facts(plan),
         verdict=_verdict(plan, refusal),
@@ -88,7 +88,7 @@ def _environment() -> Environment:
     except ImportError:
         raise _missing("jinja2") from None
     environment = Environment(
-        loader=FileSystemLoader(_FILES),
+        loader=FileSystemLoader(FILES),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -67,7 +67,7 @@ def _choice(planned: Estimate, choice: Choice) -> dict[str, Any]:
     return {
         "value": words.shown(choice.value),
         "with": {key: words.shown(value) for key, value in choice.companions.items()},
-        "fits": estimate.fits,
+        "fits": estimate.fits and not estimate.refusals,
         "verdict": words.state(estimate),
         "phases": [_phase(phase) for phase in estimate.phases],
         "difference_bytes": _differences(planned, estimate),

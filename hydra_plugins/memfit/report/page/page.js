@@ -30,7 +30,7 @@
     const others = data.plan.changes.length && shown === data.planned ? data.asked.phases.filter((p) => names.includes(p.name)) : [];
     const differ = others.filter((p) => Math.abs(p.needed_bytes - phases[names.indexOf(p.name)].needed_bytes) > GIB / 100);
     if (differ.length) {
-      const asked = mark("asked", differ.map((p) => p.needed_bytes / GIB), { symbol: "diamond-open", size: 11, line: { width: 2, color: bad } });
+      const asked = mark("asked", differ.map((p) => p.needed_bytes / GIB), { symbol: "diamond-open", size: 11, color: bad, line: { width: 2 } });
       traces.push({ ...asked, y: differ.map((p) => p.name) });
     }
     const size = narrow ? 11 : 13;

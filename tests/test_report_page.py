@@ -1,0 +1,100 @@
+"""The data of the page, and what it says where it cannot be made. What a browser shows: test_browser_page.py."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hydra_plugins.memfit.memory.breakdown import COMPONENTS
+from hydra_plugins.memfit.planning.problem import Plan
+from hydra_plugins.memfit.report import formulas
+from hydra_plugins.memfit.report.json import to_dict
+from hydra_plugins.memfit.report.page_data import page_data
+from support.hydra_app import BATCH, LAUNCH, ROOT, run, write_app
+from support.plans import BATCH as SEMANTIC
+from support.plans import DIES, MICRO_BATCH, OFFLOAD, as_requested, changed, make_problem
+
+VERL = ("--framework", "verl", "--hardware", "h200", *LAUNCH)
+MISSING = "import sys; sys.modules[{0!r}] = None; from hydra_plugins.memfit.cli.main import main; sys.exit(main({1!r}))"
+
+
+def explain(tmp_path: Path, *words: str, without: str = "") -> subprocess.CompletedProcess[str]:
+    """Run `memfit explain` in a process of its own, in an empty folder, as if the library ``without`` were missing."""
+    code = MISSING.format(without or "nothing", ["explain", *words])
+    command = [sys.executable, "-c", code]
+    environ = {"PYTHONPATH": str(ROOT), "PATH": "", "HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    return subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize("plan", [as_requested(), changed(MICRO_BATCH, OFFLOAD), changed(SEMANTIC)])
+def test_the_page_holds_the_contract_as_it_is(plan: Plan) -> None:
+    """The page's data has the JSON of the plan, unchanged, and the launch as asked beside it."""
+    data = page_data(plan)
+    assert data["plan"] == to_dict(plan)
+    assert [phase["peak_bytes"] for phase in data["asked"]["phases"]] == [p.peak_bytes for p in plan.requested.phases]
+    assert json.loads(json.dumps(data)) == data
+
+
+def test_explain_as_json_is_the_data_of_the_page(tmp_path: Path) -> None:
+    """`memfit explain --json` prints the data and writes no file; differences are peaks less the plan's."""
+    answer = explain(tmp_path, *VERL, "--json", without="plotly")
+    assert (answer.returncode, answer.stderr, list(tmp_path.iterdir())) == (0, "", [])
+    data = json.loads(answer.stdout)
+    now = {phase["name"]: phase["peak_bytes"] for phase in data["plan"]["phases"]}
+    knob = next(knob for knob in data["what_if"] if knob["key"] == BATCH)
+    for choice in knob["choices"]:
+        then = {phase["name"]: phase["needed_bytes"] for phase in choice["phases"]}
+        assert choice["difference_bytes"] == {name: then[name] - now[name] for name in now}
+    assert data["what_if"][0]["key"] in {change["key"] for change in data["plan"]["changes"]}
+
+
+@pytest.mark.parametrize("library", ["plotly", "jinja2"])
+def test_a_missing_library_is_named_with_the_line_that_installs_it(library: str, tmp_path: Path) -> None:
+    """Without the extra the page is refused in one sentence, and no half page is left."""
+    if library == "plotly":
+        pytest.importorskip("jinja2")
+    answer = explain(tmp_path, *VERL, without=library)
+    assert answer.returncode == 2 and answer.stdout == ""
+    assert f"the page needs {library}" in answer.stderr and "pip install 'memfit[explain]'" in answer.stderr
+    assert list(tmp_path.glob("*.html")) == []
+
+
+def test_a_launch_without_the_libraries_says_so_and_starts(tmp_path: Path) -> None:
+    """`memfit.report=html` where the extra is missing: the panel, the reason, and the job runs with its plan."""
+    script = write_app(tmp_path)
+    script.write_text(
+        "import sys\nsys.modules['jinja2'] = None\n" + script.read_text(encoding="utf-8"), encoding="utf-8"
+    )
+    ran = run(
+        [script, *LAUNCH, "+hardware=h200", "memfit.report=html"], environ={"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    )
+    assert ran.code == 0 and len(ran.jobs) == 1
+    assert "memfit: no page: the page needs jinja2" in ran.err and "GiB by phase" in ran.err
+    assert list(tmp_path.rglob("memfit.html")) == [] and len(list(tmp_path.rglob("memfit.json"))) == 1
+
+
+@pytest.mark.parametrize("chapter", [formulas.MODEL, formulas.GENERATION, formulas.TPU], ids=lambda c: c.page)
+def test_every_component_leads_to_a_heading_of_the_documentation(chapter: formulas.Chapter) -> None:
+    """The formulas are the documentation's own text, and each component has an anchor in it that exists."""
+    text = formulas.formulas(chapter)
+    assert set(text.anchors) == set(COMPONENTS) == set(formulas.MEANINGS)
+    missing = [name for name in text.anchors.values() if f'id="{name}"' not in text.html]
+    assert missing == [] and "<a" not in text.html and "<table>" in text.html
+    if chapter is formulas.MODEL:
+        assert len(set(text.anchors.values())) >= 5
+
+
+@pytest.mark.parametrize(
+    ("plan", "page"),
+    [
+        (as_requested(), "memory-model.md"),
+        (Plan(problem=make_problem(), requested=DIES, estimate=DIES), "memory-model.md"),
+    ],
+)
+def test_the_chapter_follows_the_launch(plan: Plan, page: str) -> None:
+    """Training launches are explained by the memory model."""
+    assert formulas.chapter(plan).page == page
