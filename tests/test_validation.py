@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from importlib.metadata import version
+
 import pytest
 
-from support import validate
+from support import peers, peers_validation, validate
 
 
 @pytest.mark.parametrize("page", validate.PAGES, ids=lambda page: page.path)
@@ -26,3 +29,22 @@ def test_a_broken_bound_is_said() -> None:
     figure = validate.Figure(claim="median error", value=0.011, bound=0.01)
 
     assert (figure.holds, str(figure)) == (False, "FAILED median error: 1.10% (at most 1.00%)")
+
+
+def test_memfit_has_no_better_answers_in_the_race_than_today() -> None:
+    """What docs/validation/peers.md shows for memfit is what it predicts now."""
+    assert peers_validation.stale() == []
+
+
+@pytest.mark.parametrize("name", ["accelerate", "DeepSpeed ZeRO-3", "Megatron formula"])
+@pytest.mark.peers
+def test_an_estimator_still_answers_what_is_stored(name: str) -> None:
+    """Asked again, with the stored version of its package, it gives the stored bytes."""
+    (peer,) = (peer for peer in peers.PEERS if peer.name == name)
+    rows = [row for row in peers.stored() if row["peer"] == name]
+    if peer.package and version(peer.package) != rows[0]["version"]:
+        pytest.skip(f"{peer.package} {version(peer.package)} is not the stored {rows[0]['version']}")
+
+    assert {json.dumps(r["case"]): peer.estimate(r["case"]) for r in rows} == {
+        json.dumps(r["case"]): r["bytes"] for r in rows
+    }

@@ -9,7 +9,7 @@
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
 
-OTHERS="matrix or verl or areal or tpu or fuzz or neighbours or browser"
+OTHERS="matrix or verl or areal or tpu or fuzz or neighbours or browser or peers"
 TIERS=(
   "lint   |  5 | quick | ruff check . && ruff format --check . && mypy"
   "quick  |  5 | quick | python -m pytest -n 2 -m 'not (slow or $OTHERS)'"
@@ -21,6 +21,7 @@ TIERS=(
   "verl   | 30 | verl  | python -m pytest -m verl"
   "areal  | 15 | areal | python -m pytest -m areal"
   "tpu    | 15 | tpu   | python -m pytest -m tpu"
+  "peers  |  5 | peers | python -m pytest -m peers"
 )
 
 # What each environment holds besides memfit and its test tools, one pip call a line.
@@ -37,6 +38,12 @@ env_areal() {
 }
 env_browser() { pip install -q playwright==1.65.2 plotly==7.1.0 jinja2==3.1.6; }
 env_tpu() { pip install -q jax==0.8.2 libtpu==0.0.32; }
+
+env_peers() {
+  pip install -q torch==2.13.0 setuptools wheel
+  pip install -q transformers accelerate
+  DS_BUILD_OPS=0 pip install -q --no-build-isolation deepspeed
+}
 
 environment() { # name: make it if its recipe changed, then enter it
   local dir=".envs/$1" recipe

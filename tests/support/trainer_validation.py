@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -143,6 +143,35 @@ def summary(found: list[Comparison]) -> dict[str, float]:
         "lowest": min(c.error for c in found),
         "highest": max(c.error for c in found),
     }
+
+
+PARTS: dict[str, tuple[str, Callable[[dict[str, Any]], bool]]] = {
+    "model states": ("full fine-tuning, optimizer step", lambda case: not case["lora_rank"]),
+    "LoRA": ("adapters alone have gradients", lambda case: bool(case["lora_rank"])),
+    "layers, checkpointed": ("", lambda case: case["checkpointing"]),
+    "layers, all kept": ("", lambda case: not case["checkpointing"]),
+    "experts": ("", lambda case: "a3b" in case["model"]),
+    "loss head, entropy trained": ("", lambda case: case["update_entropy"]),
+    "loss head, fused": ("", lambda case: case["fused"] != "none"),
+    "padded batch": ("", lambda case: case["padded"]),
+    "Ulysses": ("", lambda case: case["ulysses"] > 1),
+    "critic": ("", lambda case: case["role"] == "critic"),
+    "FSDP1": ("", lambda case: case["strategy"] == "fsdp"),
+    "FSDP2": ("", lambda case: case["strategy"] == "fsdp2"),
+}
+"""What the terms of docs/memory-model.md are seen in: a remark, and which traced cases have it."""
+
+
+def error_bars() -> str:
+    """Return the table of docs/memory-model.md: how far the cases that have a part of the model are from their traces."""
+    found = list(comparisons())
+    lines = ["| cases with | phases | median | p95 | lowest | highest |", "|---|---|---|---|---|---|"]
+    for part, (remark, has) in PARTS.items():
+        step = "optimizer step" in remark
+        s = summary([c for c in found if has(c.case) and (not step or c.phase == "optimizer_step")])
+        figures = " | ".join(f"{100 * s[k]:+.2f} %" for k in ("median", "p95", "lowest", "highest"))
+        lines.append(f"| {part}{f' ({remark})' if remark else ''} | {s['phases']} | {figures} |")
+    return "\n".join(lines) + "\n"
 
 
 def table() -> str:

@@ -21,6 +21,7 @@ from support import (
     case_validation,
     estimates,
     generation_validation,
+    peers_validation,
     tpu_survey,
     trainer_validation,
 )
@@ -49,10 +50,8 @@ class Page:
         """Put what the data give into the repository."""
         path, text = ROOT / self.path, self.text()
         if self.marker:
-            text = self._part.sub(
-                lambda found: found[0].replace(found[1], text, 1) if found[1] else found[0],
-                path.read_text(encoding="utf-8"),
-            )
+            marked = f"<!-- {self.marker} -->\n{text}<!-- /{self.marker} -->"
+            text = self._part.sub(lambda _: marked, path.read_text(encoding="utf-8"))
         path.write_text(text, encoding="utf-8")
 
     @property
@@ -62,8 +61,10 @@ class Page:
 
 PAGES = (
     Page(path="docs/validation/trainer.md", text=trainer_validation.table),
+    Page(path="docs/memory-model.md", marker="error-bars", text=trainer_validation.error_bars),
     Page(path="docs/validation/cases.md", text=case_validation.page),
     Page(path="docs/validation/areal.md", text=areal_validation.page),
+    Page(path="docs/validation/peers.md", text=peers_validation.page),
     Page(path="docs/tpu.md", marker="survey", text=tpu_survey.table),
     Page(path="docs/generation.md", marker="traces", text=generation_validation.table),
 )
@@ -152,6 +153,9 @@ def main(*, write: bool) -> int:
     for figure in figures():
         failures += not figure.holds
         print(figure)
+    for step in peers_validation.stale():
+        failures += 1
+        print(f"FAILED tests/data/peers.json: memfit predicts another peak for {step}; python -m support.peers memfit")
     if estimates.stored()["now"] != estimates.predict():
         failures += 1
         print("FAILED tests/data/estimates.json is not what memfit predicts today; python -m support.estimates")

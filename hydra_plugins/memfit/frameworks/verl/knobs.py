@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from hydra_plugins.memfit.base.units import ceil_div, round_up
-from hydra_plugins.memfit.frameworks.verl import batches, engines, others
+from hydra_plugins.memfit.frameworks.verl import batches, engines
 from hydra_plugins.memfit.frameworks.verl import read as r
 from hydra_plugins.memfit.frameworks.verl.batches import uses_reference
 from hydra_plugins.memfit.frameworks.verl.launch import ACTOR, MODEL, REF, ROLLOUT, TENSOR_PARALLEL, Launch
@@ -24,8 +24,7 @@ from hydra_plugins.memfit.planning.problem import SOLVE, Knob
 def knobs(view: View, launch: Launch) -> tuple[Knob, ...]:
     """Return the knobs of the composed config, with the candidates that verl's own checks accept."""
     trainer = (megatron_knobs,) if is_megatron(view) else (_offloads, _memory_for_compute)
-    groups = (_free, micro_batches, others.knobs, _engine, *trainer, _semantic)
-    return tuple(knob for group in groups for knob in group(view, launch))
+    return tuple(knob for group in (_free, micro_batches, _engine, *trainer, _semantic) for knob in group(view, launch))
 
 
 def _switch(view: View, key: str, *, cost: int, why: str, default: bool = False) -> Iterator[Knob]:
@@ -193,7 +192,7 @@ def _spread(view: View, launch: Launch, size: object) -> dict[str, object]:
         follow[reference] = size
     for name in batches.active(view, launch):
         batch = batches.batch(view, launch, name)
-        if batch.dynamic and name not in (batches.UPDATE_CRITIC, batches.VALUES, batches.SCORES):
+        if batch.dynamic and name not in (batches.UPDATE_CRITIC, batches.VALUES):
             least = ceil_div(batch.max_length, size)
             key = batches.pass_keys(name, launch).budget_key
             follow[key] = min(batch.budget, round_up(least, 64) if batch.hard_budget else least)
