@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-LONGEST = 8192
-"""Characters of a line that are looked at, around the message where it is longer."""
+LONGEST = 1 << 15
+"""Bytes of a line that are looked at, around the message where it is longer."""
+
+_IN_FRONT = 1 << 11
 
 _ANSI = re.compile(r"\x1b(?:\[[0-9;?]*[ -/]*[@-~]|\][^\x07\x1b]{0,200}(?:\x07|\x1b\\)|.)?")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\x80-\x9f]")
@@ -41,7 +43,7 @@ class LogLine:
 def clean(raw: bytes, number: int, around: int = 0) -> LogLine:
     """Return the line ``raw``; of a long one only what stands around the offset ``around``."""
     if len(raw) > LONGEST:
-        head, start = raw[:256], max(0, around - LONGEST // 2)
+        head, start = raw[:256], max(0, around - _IN_FRONT)
         raw = raw[start : start + LONGEST] if start < 256 else head + b" ... " + raw[start : start + LONGEST]
     text = _CONTROL.sub("", _ANSI.sub("", raw.decode("utf-8", errors="replace")))
     text, found = _stripped(text)

@@ -14,8 +14,8 @@ from hydra_plugins.memfit.diagnosis.line import LogLine
 
 LAUNCH_NEEDLES = (b"'actor_rollout_ref': {", b"Error executing job with overrides: [", b" -m verl.", b" -m areal.")
 _CONFIG_START = re.compile(r"\{'\w{1,60}': ")
-_OVERRIDES = re.compile(r"Error executing job with overrides: (\[.{2,65536}\])")
-_COMMAND = re.compile(r"^[+\s]*(?P<command>\S.{0,400}? -m (?P<module>(?:verl|areal)\.[\w.]{1,80})\s.{0,32768})")
+_OVERRIDES = "Error executing job with overrides: "
+_COMMAND = re.compile(r"^[+\s]*(?P<command>\S.{0,400}? -m (?P<module>(?:verl|areal)\.[\w.]{1,80})\s.*)")
 _QUOTED = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"")
 _MOST_CHARACTERS = 1 << 20
 _MOST_LINES = 20_000
@@ -65,8 +65,9 @@ class LaunchCollector:
         if "'actor_rollout_ref': {" in line.text and (start := _CONFIG_START.search(line.text)) is not None:
             self._begin(line, line.text[start.start() :])
             return True
-        if (match := _OVERRIDES.search(line.text)) is not None:
-            self._overrides(line, match[1])
+        if _OVERRIDES in line.text:
+            text = line.text.rpartition(_OVERRIDES)[2]
+            self._overrides(line, text[: text.rfind("]") + 1])
             return False
         return (match := _COMMAND.search(line.text)) is not None and self._command(line, match)
 

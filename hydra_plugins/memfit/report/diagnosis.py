@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Iterator
 from typing import Any
 
-from hydra_plugins.memfit.base.units import gib
+from hydra_plugins.memfit.base.units import GIB, MIB, gib
 from hydra_plugins.memfit.diagnosis.diagnose import Diagnosis
 from hydra_plugins.memfit.diagnosis.finding import Finding
 from hydra_plugins.memfit.diagnosis.remedy import Remedy
@@ -36,6 +36,11 @@ def lines(diagnosis: Diagnosis) -> list[str]:
         *_labelled("note", diagnosis.notes),
         *_remedy(diagnosis, cause),
     ]
+
+
+def size(num_bytes: int) -> str:
+    """Sizes below a GiB in MiB, as the messages have them."""
+    return gib(num_bytes) if num_bytes >= GIB else f"{num_bytes / MIB:.2f} MiB"
 
 
 def _nothing(diagnosis: Diagnosis) -> list[str]:
@@ -81,48 +86,50 @@ def _where(diagnosis: Diagnosis, cause: Finding) -> str:
 def _memory(diagnosis: Diagnosis, cause: Finding) -> Iterator[str]:
     amounts = {name: amount.num_bytes for name, amount in cause.amounts.items()}
     if "asked" in amounts:
-        yield f"{gib(amounts['asked'])} asked for"
+        yield f"{size(amounts['asked'])} asked for"
     if "capacity" in amounts:
         names = f" ({', '.join(diagnosis.devices)})" if diagnosis.devices else ""
-        free = f", {gib(amounts['free'])} free" if "free" in amounts else ""
-        yield f"{gib(amounts['capacity'])} on the device{names}{free}"
+        free = f", {size(amounts['free'])} free" if "free" in amounts else ""
+        yield f"{size(amounts['capacity'])} on the device{names}{free}"
     elif "free" in amounts:
-        yield f"{gib(amounts['free'])} free"
+        yield f"{size(amounts['free'])} free"
     if "allocated" in amounts:
         yield _own_process(amounts)
-    yield from (f"process {pid}: {gib(size.num_bytes)}" for pid, size in cause.others)
+    yield from (f"process {pid}: {size(held.num_bytes)}" for pid, held in cause.others)
     if "used" in amounts:
-        total = f" of {gib(amounts['total'])}" if "total" in amounts else ""
-        yield f"{gib(amounts['used'])}{total} of host memory used"
+        total = f" of {size(amounts['total'])}" if "total" in amounts else ""
+        yield f"{size(amounts['used'])}{total} of host memory used"
     for buffer in cause.buffers[:3]:
-        yield f"{gib(buffer.size.num_bytes)} {buffer.shape} {buffer.operator}".rstrip()
+        yield f"{size(buffer.size.num_bytes)} {buffer.shape} {buffer.operator}".rstrip()
 
 
 def _own_process(amounts: dict[str, int]) -> str:
-    unused = f", {gib(amounts['reserved'])} kept unused in its pool" if "reserved" in amounts else ""
+    unused = f", {size(amounts['reserved'])} kept unused in its pool" if "reserved" in amounts else ""
     if "process" not in amounts:
-        return f"this process: {gib(amounts['allocated'])} allocated by torch{unused}"
+        return f"this process: {size(amounts['allocated'])} allocated by torch{unused}"
     rest = amounts["process"] - amounts["allocated"] - amounts.get("reserved", 0)
-    outside = f", {gib(rest)} outside torch (context, NCCL, an engine's pool)" if rest > 0 else ""
-    return f"this process: {gib(amounts['process'])} = {gib(amounts['allocated'])} allocated by torch{unused}{outside}"
+    outside = f", {size(rest)} outside torch (context, NCCL, an engine's pool)" if rest > 0 else ""
+    return (
+        f"this process: {size(amounts['process'])} = {size(amounts['allocated'])} allocated by torch{unused}{outside}"
+    )
 
 
 def _term(term: Term) -> str:
     sure = "" if term.certain else "perhaps "
     source = f" ({term.source})" if term.source else ""
-    return f"{sure}{gib(term.num_bytes)} = {term.formula}: {term.what}{source}"
+    return f"{sure}{size(term.num_bytes)} = {term.formula}: {term.what}{source}"
 
 
 def _predicted(remedy: Remedy | None) -> Iterator[str]:
     if remedy is None or remedy.predicted is None:
         return
     phase = remedy.predicted
-    parts = ", ".join(f"{name} {gib(size)}" for name, size in _largest(phase))
-    needs = gib(max(phase.peak_bytes, phase.needed_bytes))
-    yield f"{phase.name} of this launch: {needs}, budget {gib(phase.budget_bytes)}; largest: {parts}"
+    parts = ", ".join(f"{name} {size(part)}" for name, part in _largest(phase))
+    needs = size(max(phase.peak_bytes, phase.needed_bytes))
+    yield f"{phase.name} of this launch: {needs}, budget {size(phase.budget_bytes)}; largest: {parts}"
     if remedy.learned_bytes:
         yield (
-            f"the log shows {gib(remedy.learned_bytes)} more than that, which no formula explains; the plan below counts it "
+            f"the log shows {size(remedy.learned_bytes)} more than that, which no formula explains; the plan below counts it "
             f"in {phase.name}"
         )
 
