@@ -72,7 +72,7 @@ def test_mixed_lines_are_survived(data: bytes) -> None:
     check(data)
 
 
-@pytest.mark.slow
+@pytest.mark.fuzz
 @settings(max_examples=3000, deadline=None)
 @given(logs())
 def test_many_mixed_lines_are_survived(data: bytes) -> None:
@@ -80,7 +80,7 @@ def test_many_mixed_lines_are_survived(data: bytes) -> None:
     check(data)
 
 
-@pytest.mark.slow
+@pytest.mark.fuzz
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(logs())
 def test_the_command_always_answers(tmp_path: Path, data: bytes) -> None:

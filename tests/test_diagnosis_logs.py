@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,14 @@ def test_the_catalogue_speaks_of_known_kinds_and_phases() -> None:
     """A row has a kind that exists, a kind a phase of the calendar."""
     assert {row.kind for row in ROWS} == set(KINDS)
     assert all(kind.phase in (None, *PHASES) for kind in KINDS.values())
+
+
+def test_the_page_lists_every_kind() -> None:
+    """The table on the page of the command is the catalogue's."""
+    page = (Path(__file__).parents[1] / "docs" / "diagnose.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\| `(\w+)` \| (.+) \|$", page, re.MULTILINE)[: len(KINDS)] == [
+        (kind.name, kind.title) for kind in KINDS.values()
+    ]
 
 
 def test_the_table_of_the_xla_compiler_is_read() -> None:

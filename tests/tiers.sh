@@ -16,6 +16,7 @@ TIERS=(
   "validate | 5 | quick | PYTHONPATH=tests:. python -m support.validate"
   "slow   | 15 | quick | python -m pytest -n 2 -m 'slow and not ($OTHERS)'"
   "fuzz   | 20 | quick | python -m pytest -n 2 -m fuzz"
+  "atheris | 5 | atheris | PYTHONPATH=tests:. python -m support.fuzz_diagnosis -max_total_time=60"
   "matrix | 15 | quick | python -m pytest -m matrix"
   "browser| 10 | browser | python -m pytest -m browser"
   "verl   | 30 | verl  | python -m pytest -m verl"
@@ -37,6 +38,7 @@ env_areal() {
   pip install -q --no-deps areal==1.0.4
 }
 env_browser() { pip install -q playwright==1.65.2 plotly==7.1.0 jinja2==3.1.6; }
+env_atheris() { pip install -q atheris==3.0.0; }
 env_tpu() { pip install -q jax==0.8.2 libtpu==0.0.32; }
 
 env_peers() {

@@ -10,6 +10,7 @@ from hydra_plugins.memfit.base.units import GIB, MIB, gib
 from hydra_plugins.memfit.diagnosis.diagnose import Diagnosis
 from hydra_plugins.memfit.diagnosis.finding import Finding
 from hydra_plugins.memfit.diagnosis.remedy import Remedy
+from hydra_plugins.memfit.diagnosis.stream import STDIN
 from hydra_plugins.memfit.diagnosis.terms import Term
 from hydra_plugins.memfit.memory.breakdown import PhaseEstimate
 from hydra_plugins.memfit.report.json import to_dict as plan_to_dict
@@ -45,7 +46,11 @@ def size(num_bytes: int) -> str:
 
 def _nothing(diagnosis: Diagnosis) -> list[str]:
     scan = diagnosis.scan
-    return [f"memfit: no known failure in {diagnosis.log} ({scan.num_lines} lines, {scan.num_bytes} bytes)"]
+    return [f"memfit: no known failure in {_name(diagnosis)} ({scan.num_lines} lines, {scan.num_bytes} bytes)"]
+
+
+def _name(diagnosis: Diagnosis) -> str:
+    return "stdin" if diagnosis.log == STDIN else diagnosis.log
 
 
 def _labelled(label: str, sentences: Any) -> Iterator[str]:
@@ -68,7 +73,7 @@ def _when(cause: Finding) -> str:
 
 def _where(diagnosis: Diagnosis, cause: Finding) -> str:
     scan = diagnosis.scan
-    parts = [f"line {cause.line} of {scan.num_lines} in {diagnosis.log}"]
+    parts = [f"line {cause.line} of {scan.num_lines} in {_name(diagnosis)}"]
     if cause.function:
         parts.append(f"in {cause.function}()")
     named = sorted(cause.processes)
