@@ -13,6 +13,8 @@ from hydra_plugins.memfit.base.errors import ConfigError
 
 MAX_BYTES = 10 * 1024 * 1024
 """A launch's config has some kilobytes; what is larger is another file by mistake."""
+MAX_VALUES = 100_000
+"""A launch's config has some thousand values."""
 
 
 _NOT_A_FRAMEWORKS = ("hydra", "memfit", "defaults")
@@ -144,4 +146,25 @@ def _yaml(text: str) -> Any:
 
     if ":" not in text:  # OmegaConf makes the one key of a mapping out of a single word
         return text.strip() or None
+    if "&" in text:
+        _refuse_flood(text)
     return OmegaConf.to_container(OmegaConf.create(text), resolve=False)
+
+
+def _refuse_flood(text: str) -> None:
+    """Raise `ConfigError` for aliases that unfold into more values than any config has, or into themselves."""
+    import yaml
+
+    sizes: dict[int, int] = {}
+
+    def size(node: Any) -> int:
+        if id(node) not in sizes:
+            sizes[id(node)] = MAX_VALUES + 1  # what an alias in itself meets
+            held = node.value if isinstance(node.value, list) else []
+            children = [part for child in held for part in (child if isinstance(child, tuple) else (child,))]
+            sizes[id(node)] = 1 + sum(map(size, children))
+        return sizes[id(node)]
+
+    root = yaml.compose(text, Loader=yaml.SafeLoader)
+    if root is not None and size(root) > MAX_VALUES:
+        raise ConfigError(f"its aliases unfold into more than {MAX_VALUES} values.")

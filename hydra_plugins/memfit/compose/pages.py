@@ -17,6 +17,7 @@ from pathlib import Path
 from omegaconf import DictConfig, flag_override
 
 from hydra_plugins.memfit.base.errors import MemfitError
+from hydra_plugins.memfit.base.files import cache_dir
 from hydra_plugins.memfit.planning.problem import Plan
 
 NODE = "memfit_page"
@@ -43,7 +44,7 @@ def make_page(plan: Plan, name: str, environ: Mapping[str, str], *, refusal: str
 def keep_page(config: DictConfig, name: str, environ: Mapping[str, str]) -> None:
     """Put the path of the page ``name``, where there is one, into the ``hydra`` node, for the job that starts."""
     path = _path(name, environ)
-    if path.is_file():
+    if os.path.isfile(path):  # unlike Path's, false also for a path that no system can have
         with flag_override(config.hydra, ["struct", "readonly"], [False, False]):
             config.hydra[NODE] = str(path)
 
@@ -62,8 +63,7 @@ def copy_page(config: DictConfig, folder: Path) -> None:
 
 
 def _path(name: str, environ: Mapping[str, str]) -> Path:
-    root = Path(environ.get("XDG_CACHE_HOME") or Path(environ.get("HOME") or Path.home()) / ".cache")
-    return root / "memfit" / "pages" / f"{name}.html"
+    return cache_dir(environ) / "pages" / f"{name}.html"
 
 
 def _forget_oldest(folder: Path) -> None:

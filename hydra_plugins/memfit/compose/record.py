@@ -8,12 +8,14 @@ from the config that started a sweep, and from 1.4 on runs only those that the a
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, flag_override
 
 from hydra_plugins.memfit.base.errors import MemfitError
+from hydra_plugins.memfit.base.files import write_whole
 from hydra_plugins.memfit.compose.pages import copy_page
 
 NODE = "memfit"
@@ -32,17 +34,20 @@ def keep_record(config: DictConfig, record: dict[str, Any]) -> None:
 def write_record(config: DictConfig) -> str:
     """Write the record of the job that ``config`` starts beside Hydra's own; return its path, for ``MEMFIT_PLAN``.
 
-    Returns an empty text where no job starts (``--cfg all --resolve``) or where Hydra keeps no records. Raises
-    `MemfitError` when the config names a hardware group and was never planned: such a job must not start.
+    Returns an empty text where no job starts (``--cfg all --resolve``), where Hydra keeps no records, or where it cannot be
+    written. Raises `MemfitError` when the config names a hardware group and was never planned: such a job must not start.
     """
     record = config.hydra.get(NODE)
     if record is None:
         raise MemfitError("this job names a hardware group and was not planned: it does not start. Please report it.")
     if OmegaConf.is_missing(config.hydra.runtime, "output_dir") or config.hydra.output_subdir is None:
         return ""
-    folder = Path(config.hydra.runtime.output_dir) / config.hydra.output_subdir
-    folder.mkdir(parents=True, exist_ok=True)
+    file = Path(config.hydra.runtime.output_dir) / config.hydra.output_subdir / FILE
     text = json.dumps(json.loads(record), indent=2)
-    (folder / FILE).write_text(text + "\n", encoding="utf-8")
-    copy_page(config, folder)
-    return str(folder / FILE)
+    try:
+        write_whole(file, (text + "\n").encode())
+    except OSError as error:  # a full disk: whether the job can live with it, Hydra's own records will tell
+        print(f"memfit: the record of the plan was not written: {error}", file=sys.stderr)
+        return ""
+    copy_page(config, file.parent)
+    return str(file)

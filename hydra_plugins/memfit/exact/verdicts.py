@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
+from hydra_plugins.memfit.base.files import cache_dir, write_whole
 from hydra_plugins.memfit.exact import compiler
 from hydra_plugins.memfit.exact.compiler import CompileFailed, Progress, Verdict
 from hydra_plugins.memfit.exact.spec import Program
@@ -19,9 +19,7 @@ _failed: dict[str, CompileFailed] = {}
 
 def folder(environ: Mapping[str, str]) -> Path:
     """Return where verdicts are kept: ``$MEMFIT_TPU_CACHE``, else ``$XDG_CACHE_HOME/memfit/tpu``, else ``~/.cache/memfit/tpu``."""
-    if environ.get(VARIABLE):
-        return Path(environ[VARIABLE])
-    return Path(environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "memfit" / "tpu"
+    return Path(environ[VARIABLE]) if environ.get(VARIABLE) else cache_dir(environ) / "tpu"
 
 
 def ask(program: Program, *, environ: Mapping[str, str], progress: Progress = lambda _: None) -> Verdict:
@@ -56,10 +54,5 @@ def _load(path: Path) -> Verdict | None:
 def _store(path: Path, program: Program, verdict: Verdict) -> None:
     """Write whole or not at all: several processes of one launch may ask at the same time."""
     text = json.dumps({"program": asdict(program), "verdict": asdict(verdict)}, indent=1)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".part", delete=False) as part:
-            part.write(text)
-        os.replace(part.name, path)
-    except OSError:  # a read-only home costs the next launch its minutes, and nothing else
-        return
+    with contextlib.suppress(OSError):  # a read-only home costs the next launch its minutes, and nothing else
+        write_whole(path, text.encode())

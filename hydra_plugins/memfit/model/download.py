@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -15,6 +13,7 @@ from typing import IO
 from urllib.parse import quote, urlsplit
 
 from hydra_plugins.memfit.base.errors import ModelNotFound
+from hydra_plugins.memfit.base.files import cache_dir, write_whole
 from hydra_plugins.memfit.model.json_file import MAX_BYTES
 
 TIMEOUT_S = 5.0
@@ -47,9 +46,8 @@ def config_url(hub_id: str, environ: Mapping[str, str]) -> str:
 
 def cached_path(hub_id: str, environ: Mapping[str, str]) -> Path:
     """Return where a downloaded config.json is kept: XDG_CACHE_HOME/memfit/config/<host>/<org>--<name>.json."""
-    root = Path(environ.get("XDG_CACHE_HOME") or Path(environ.get("HOME") or Path.home()) / ".cache")
     host = urlsplit(config_url(hub_id, environ)).netloc.replace(":", "_")
-    return root / "memfit" / "config" / host / f"{hub_id.replace('/', '--')}.json"
+    return cache_dir(environ) / "config" / host / f"{hub_id.replace('/', '--')}.json"
 
 
 def download(hub_id: str, environ: Mapping[str, str]) -> bytes:
@@ -92,8 +90,4 @@ def _meaning(code: int) -> str:
 def keep(path: Path, data: bytes) -> None:
     """Write ``data`` so that a reader sees all of it or nothing; a host without a writable cache goes on without."""
     with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent)
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.replace(name, path)
+        write_whole(path, data)

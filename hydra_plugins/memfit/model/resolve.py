@@ -125,8 +125,9 @@ def _from_download(path: str, environ: Mapping[str, str], tried: list[str]) -> M
     from hydra_plugins.memfit.model.download import cached_path, config_url, download, is_offline, keep
 
     kept = cached_path(path, environ)
-    if kept.is_file():
-        return spec_from_config(read_json(kept), name=path, source=str(kept))
+    known = _kept(kept)
+    if known is not None:
+        return spec_from_config(known, name=path, source=str(kept))
     if is_offline(environ):
         tried.append("no download: HF_HUB_OFFLINE is set")
         return None
@@ -138,6 +139,14 @@ def _from_download(path: str, environ: Mapping[str, str], tried: list[str]) -> M
         return None
     keep(kept, data)
     return spec_from_config(config, name=path, source=config_url(path, environ))
+
+
+def _kept(file: Path) -> Mapping[str, object] | None:
+    """Return the config.json that an earlier launch kept; one that is damaged or out of reach is fetched anew."""
+    try:
+        return read_json(file)
+    except ModelNotFound:
+        return None
 
 
 def _expand(path: str, environ: Mapping[str, str]) -> str:

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import base64
 import gzip
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra_plugins.memfit import __version__
 from hydra_plugins.memfit.base.errors import MemfitError
+from hydra_plugins.memfit.base.files import write_whole
 from hydra_plugins.memfit.base.units import GIB, gib
 from hydra_plugins.memfit.memory.breakdown import COMPONENTS
 from hydra_plugins.memfit.planning.problem import Plan
@@ -39,12 +38,7 @@ def write_page(plan: Plan, path: Path, *, refusal: str = "", absent: frozenset[s
     """
     text = page(plan, refusal=refusal, absent=absent)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, suffix=".html")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        Path(name).chmod(0o644)
-        os.replace(name, path)
+        write_whole(path, text.encode())
     except OSError as error:
         raise MemfitError(
             f"the page cannot be written to {path}: {error.strerror or error}. Name another: -o FILE."
