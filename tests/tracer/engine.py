@@ -6,6 +6,7 @@ import contextlib
 import gc
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, Protocol
 from unittest import mock
 
@@ -37,9 +38,9 @@ class Recorder(Protocol):
 class Engine:
     """The model, its optimizer and the phases of a step. Valid inside `session` only."""
 
-    def __init__(self, case: Case, recorder: Recorder, mesh: Any) -> None:
-        self.case, self.recorder = case, recorder
-        self.head = Head(case)
+    def __init__(self, case: Case, recorder: Recorder, mesh: Any, *, stand_ins: bool = True) -> None:
+        self.case, self.recorder, self.stand_ins = case, recorder, stand_ins
+        self.head = Head(case, stand_ins=stand_ins)
         self.vocab_size: int = SHAPES[case.model]["vocab_size"]
         model = sharding.build_module(case)
         self.parameter_shapes = {tuple(p.shape) for p in model.parameters()}
@@ -54,20 +55,32 @@ class Engine:
     def run(self) -> None:
         """Run every phase of the case once, after a first optimizer step that makes the Adam states."""
         self.recorder.mark("setup")
-        sharding.lazy_init(self.module, self.case)
-        self._label_states()
-        if self.optimizer is not None:
-            self._first_step(self.optimizer)
+        self.prepare()
         self.infer()
         if self.optimizer is not None:
             self.update()
             self.step(self.optimizer)
         self.recorder.mark("end")
 
+    def prepare(self) -> None:
+        """Finish the construction, and make the optimizer's states."""
+        self.load()
+        if self.optimizer is not None:
+            self._first_step(self.optimizer)
+
+    def load(self) -> None:
+        """Finish the construction: parameters are where they stay."""
+        sharding.lazy_init(self.module, self.case)
+        self._label_states()
+
     def infer(self) -> None:
-        """Old log-probs, reference log-probs or values: one micro-batch without gradients."""
-        self.module.eval()
+        """Old log-probs, reference log-probs or values: one micro-batch without gradients, as a phase."""
         self.recorder.mark({"actor": "log_prob", "ref": "ref_log_prob", "critic": "values"}[self.case.role])
+        self.forward_only()
+
+    def forward_only(self) -> None:
+        """One micro-batch without gradients."""
+        self.module.eval()
         with torch.no_grad():
             kept = self._forward(Batch.make(self.case, self.vocab_size), training=False)
         sharding.reshard(self.module, self.case)
@@ -78,19 +91,32 @@ class Engine:
         """Forward and backward of every micro-batch."""
         self.recorder.mark("update")
         for index in range(self.case.micro_batches):
-            batch = Batch.make(self.case, self.vocab_size)
-            with sharding.gradient_sync(self.module, self.case, last=index == self.case.micro_batches - 1):
-                loss = self._forward(batch, training=True)
-                with self.recorder.backward_pass():
-                    loss.backward()
-            del loss, batch
-            gc.collect()
-            self._label_states()
-            self.recorder.micro_batch_done()
+            self.micro_batch(last=index == self.case.micro_batches - 1)
+
+    def micro_batch(self, *, last: bool) -> None:
+        """Forward and backward of one micro-batch."""
+        batch = Batch.make(self.case, self.vocab_size)
+        with sharding.gradient_sync(self.module, self.case, last=last):
+            loss = self._forward(batch, training=True)
+            with self.recorder.backward_pass():
+                loss.backward()
+        del loss, batch
+        gc.collect()
+        self._label_states()
+        self.recorder.micro_batch_done()
+
+    def resize(self, tokens: int) -> None:
+        """Let the passes that follow hold another number of tokens."""
+        self.case = replace(self.case, tokens=tokens)
+        self.head = Head(self.case, stand_ins=self.stand_ins)
 
     def step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Clip the gradients and step."""
+        """Clip the gradients and step, as a phase."""
         self.recorder.mark("optimizer_step")
+        self.clip_and_step(optimizer)
+
+    def clip_and_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Clip the gradients and step."""
         sharding.clip_gradients(self.module, self.case)
         optimizer.step()
         optimizer.zero_grad()
@@ -143,8 +169,10 @@ class Engine:
 
 
 @contextlib.contextmanager
-def session(case: Case, recorder: Recorder, *, fake: bool = True) -> Iterator[Engine]:
-    """Yield an engine on tensors without data (``fake``) or, for toys, on real ones."""
+def session(
+    case: Case, recorder: Recorder, *, fake: bool = True, device: str = "cpu", stand_ins: bool = True
+) -> Iterator[Engine]:
+    """Yield an engine on tensors without data (``fake``) or on real ones; ``stand_ins=False`` runs real kernels."""
     from torch.nested._internal.nested_tensor import _nt_view_dummy
 
     _nt_view_dummy()  # a singleton that has to be real
@@ -153,13 +181,19 @@ def session(case: Case, recorder: Recorder, *, fake: bool = True) -> Iterator[En
         warnings.simplefilter("ignore")
         stack.enter_context(
             kernels.installed(
-                flash=case.log_prob == "flash_ce", sequences=case.sequences, ulysses=case.ulysses, padded=case.padded
+                flash=case.log_prob == "flash_ce",
+                sequences=case.sequences,
+                ulysses=case.ulysses,
+                padded=case.padded,
+                stand_ins=stand_ins,
             )
         )
-        mesh = stack.enter_context(sharding.process_group(case))
+        mesh = stack.enter_context(sharding.process_group(case, device))
         if fake:
             stack.enter_context(no_data())
-        engine = Engine(case, recorder, mesh)
+        if device != "cpu":
+            stack.enter_context(torch.device(device))
+        engine = Engine(case, recorder, mesh, stand_ins=stand_ins)
         gc.collect()
         gc.freeze()  # keeps the collections between phases short
         stack.callback(gc.unfreeze)

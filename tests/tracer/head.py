@@ -96,13 +96,15 @@ class NestedRows(torch.autograd.Function):
 class Head:
     """What verl's engine does between the model's output and the loss. Made for one case."""
 
-    def __init__(self, case: Case) -> None:
+    def __init__(self, case: Case, *, stand_ins: bool = True) -> None:
         from verl.utils import torch_functional as verl_functions
         from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 
         self.case = case
         self.entropy = {
-            "compiled": CompiledEntropy.apply,
+            "compiled": CompiledEntropy.apply
+            if stand_ins
+            else torch.compile(verl_functions.entropy_from_logits, dynamic=True),
             "eager": _autocast(verl_functions.entropy_from_logits),
             "chunked": _autocast(verl_functions.entropy_from_logits_with_chunking),
         }[case.entropy]

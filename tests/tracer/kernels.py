@@ -124,18 +124,23 @@ def _fused(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, tem
 
 
 @contextlib.contextmanager
-def installed(*, flash: bool, sequences: int, ulysses: int, padded: bool) -> Iterator[None]:
-    """Put the stand-ins where transformers and verl look for the kernels."""
+def installed(*, flash: bool, sequences: int, ulysses: int, padded: bool, stand_ins: bool = True) -> Iterator[None]:
+    """Put the stand-ins where transformers and verl look for the kernels; without them, only attention is registered."""
     import verl.utils.experimental.torch_functional as fused_linear
     import verl.utils.kernel.linear_cross_entropy as fused_triton
     import verl.utils.torch_functional as heads
     from transformers import AttentionInterface
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
-    from tracer.attention import interface
+    from tracer.attention import interface, real_kernel
 
-    AttentionInterface.register(ATTENTION, interface(sequences=sequences, ulysses=ulysses, padded=padded))
+    kernel = FlashAttention.apply if stand_ins else real_kernel
+    attention = interface(kernel, sequences=sequences, ulysses=ulysses, padded=padded)
+    AttentionInterface.register(ATTENTION, attention)
     ALL_MASK_ATTENTION_FUNCTIONS.register(ATTENTION, lambda *_, **__: None)
+    if not stand_ins:
+        yield
+        return
     with contextlib.ExitStack() as stack:
         for owner, name, value in (
             (heads, "FLAH_ATTN_CROSS_ENTROPY_LOSS_AVAILABLE", flash),

@@ -1,8 +1,9 @@
 """
 ``PYTHONPATH=tests python -m tracer.make_reserved``: what training steps need of a device, above what their tensors take.
 
-A draw of the cases of tracer.rows is replayed through the model of the caching allocator, below smaller and smaller limits,
-and tests/data/reserved.json keeps the smallest one that each survived. Rows that are there are kept; ``--force`` makes all again.
+One case of each kind in tracer.rows, drawn by a hash, is replayed through the model of the caching allocator below smaller and
+smaller limits; tests/data/reserved.json keeps the smallest one that each survived. Rows that are there are kept, unless
+``--force`` makes all again.
 """
 
 from __future__ import annotations
@@ -21,25 +22,34 @@ from typing import Any
 
 from tracer.case import Case
 from tracer.make_data import SEED, versions
+from tracer.models import SHAPES
 from tracer.rows import cases
 
 PATH = Path(__file__).parents[1] / "data" / "reserved.json"
-DRAWN = 40
 Row = dict[str, Any]
 
 
 def eligible() -> list[Case]:
-    """Return the cases that train and whose requests are the same for every length."""
+    """Return the cases that train, whose requests are the same for every length, in an order that a hash draws."""
     trains = [replace(case, micro_batches=2) for case in cases() if case.trains]
     same = [c for c in trains if c.entropy != "chunked" and c.fused != "torch"]
-    return list(dict.fromkeys(same))
+    drawn = {hashlib.sha256(f"{SEED} {sorted(c.changed().items())}".encode()).digest(): c for c in same}
+    return [drawn[key] for key in sorted(drawn)]
+
+
+def kind(case: Case) -> tuple[object, ...]:
+    """What decides which tensors come and go, beside their sizes."""
+    experts = bool(SHAPES[case.model].get("num_experts"))
+    batch = case.padded, case.ulysses > 1
+    return case.role, case.strategy, case.checkpointing, case.lora_rank > 0, *batch, experts
 
 
 def drawn() -> list[Case]:
-    """Return `DRAWN` of them, by a hash of the case and the seed."""
-    return sorted(eligible(), key=lambda c: hashlib.sha256(f"{SEED} {sorted(c.changed().items())}".encode()).digest())[
-        :DRAWN
-    ]
+    """Return the first case of each kind."""
+    first: dict[tuple[object, ...], Case] = {}
+    for case in eligible():
+        first.setdefault(kind(case), case)
+    return list(first.values())
 
 
 def rows(case: Case) -> list[Row]:
@@ -48,12 +58,12 @@ def rows(case: Case) -> list[Row]:
 
     script = process.script(case)
     result = []
-    for kind, offload in product(("padded",) if case.padded else ("dynamic", "static"), (False, True)):
-        plan = list(process.acts(case, case.tokens, kind=kind, offload=offload))
+    for lengths, offload in product(("padded",) if case.padded else ("dynamic", "static"), (False, True)):
+        plan = list(process.acts(case, case.tokens, kind=lengths, offload=offload))
         for expandable in (False, True):
             live, needed = process.needed(script, plan, expandable=expandable)
             result.append({
-                "case": case.changed(), "lengths": kind, "offload": offload, "expandable": expandable,
+                "case": case.changed(), "lengths": lengths, "offload": offload, "expandable": expandable,
                 "live_bytes": live, "needed_bytes": needed, "versions": versions(), "date": date.today().isoformat(),
             })  # fmt: skip
     return result
@@ -88,7 +98,7 @@ def main() -> None:
             case = waiting[done]
             stored[json.dumps(case.changed())] = done.result()
             _write(stored)
-            print(f"{len(stored)}/{DRAWN} {case.changed()}", flush=True)
+            print(f"{len(stored)}/{len(drawn())} {case.changed()}", flush=True)
 
 
 if __name__ == "__main__":

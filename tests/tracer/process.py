@@ -19,9 +19,9 @@ from tracer.case import Case
 from tracer.engine import session
 from tracer.report import STREAMS, Recording
 
-RESOLUTION = 0.0025
+RESOLUTION = 0.004
 """Of the live bytes: how closely the smallest limit is searched."""
-STEPS, MICRO_BATCHES = 3, 4
+STEPS, MICRO_BATCHES = 2, 4
 
 
 class Request(NamedTuple):

@@ -19,7 +19,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @contextlib.contextmanager
-def process_group(case: Case) -> Iterator[Any]:
+def process_group(case: Case, device: str = "cpu") -> Iterator[Any]:
     """Yield a device mesh of ``case.ranks``; collectives return at once and move nothing."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.testing._internal.distributed.fake_pg import FakeStore
@@ -30,7 +30,7 @@ def process_group(case: Case) -> Iterator[Any]:
     try:
         group = dist.new_group(list(range(case.ulysses))) if case.ulysses > 1 else None
         ulysses.set_ulysses_sequence_parallel_group(group)
-        yield init_device_mesh("cpu", (case.ranks,), mesh_dim_names=("fsdp",))
+        yield init_device_mesh(device, (case.ranks,), mesh_dim_names=("fsdp",))
     finally:
         ulysses.set_ulysses_sequence_parallel_group(None)
         dist.destroy_process_group()
@@ -86,7 +86,7 @@ def shard(model: Any, case: Case, mesh: Any) -> Any:
         auto_wrap_policy=fsdp_utils.get_fsdp_wrap_policy(model, None, is_lora=case.lora_rank > 0),
         sharding_strategy=ShardingStrategy.FULL_SHARD if case.reshard_after_forward else ShardingStrategy.SHARD_GRAD_OP,
         mixed_precision=MixedPrecision(param_dtype=compute, reduce_dtype=torch.float32, buffer_dtype=torch.float32),
-        device_id=torch.device("cpu"),
+        device_id=torch.device("cpu" if mesh.device_type == "cpu" else f"{mesh.device_type}:0"),
         device_mesh=mesh,
         forward_prefetch=False,
         use_orig_params=False,

@@ -1,0 +1,1 @@
+"""Measure on a real GPU what memfit predicts: ``PYTHONPATH=tests:. python -m measure`` (docs/validation/gpu.md)."""
