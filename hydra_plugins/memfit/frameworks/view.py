@@ -68,8 +68,8 @@ class View:
         value = self.optional_integer(key, minimum=minimum)
         return default if value is None else value
 
-    def optional_integer(self, key: str, *, minimum: int = 1) -> int | None:
-        """Return an int or ``None`` where the key is unset or missing."""
+    def optional_integer(self, key: str, *, minimum: int = 1, largest: int | None = LARGEST) -> int | None:
+        """Return an int or ``None`` where the key is unset or missing; ``largest=None``: a number of bytes, not a count."""
         value = self.raw(key)
         if value is MISSING or value is None:
             return None
@@ -81,8 +81,8 @@ class View:
             raise ConfigError(
                 f"{key}={value} is below {minimum}, the smallest valid value. Write e.g. {key}={minimum}."
             )
-        if value > LARGEST:
-            raise ConfigError(f"{key}={value} is above {LARGEST}, the largest value that memfit reads. Is it a slip?")
+        if largest is not None and value > largest:
+            raise ConfigError(f"{key}={value} is above {largest}, the largest value that memfit reads. Is it a slip?")
         return value
 
     def number(self, key: str, default: float, *, low: float, high: float) -> float:

@@ -53,6 +53,8 @@ class Engine:
     graphs: bool
     weight_bytes_per_parameter: float = 2
     kv_bytes_per_element: int = 2
+    kv_pool_bytes: int | None = None
+    """The KV pool where it is given in bytes instead of as what the share leaves (vLLM's kv_cache_memory_bytes)."""
     in_process: bool = False
     sleeps: bool = True
     keeps_weights: bool = False
@@ -150,10 +152,12 @@ class Pool:
     """Bytes inside the fraction that are not KV: what the pool must exceed."""
     outside: int
     """Bytes that the engine takes on top of its fraction."""
+    given: int | None = None
+    """The KV pool, where its size is given."""
 
     def kv_bytes(self, fraction: float) -> int:
         """Return the KV pool; negative when the fraction does not even hold what comes first."""
-        return int(self.base * fraction) - self.inside
+        return int(self.base * fraction) - self.inside if self.given is None else self.given
 
 
 def pool(e: Engine, *, capacity: int, trainer_at_launch: int) -> Pool:
@@ -161,13 +165,21 @@ def pool(e: Engine, *, capacity: int, trainer_at_launch: int) -> Pool:
     weights, workspace, graphs, context = weight_bytes(e), workspace_bytes(e), graph_bytes(e), context_bytes(e)
     if e.share_of == "free":
         return Pool(
-            base=max(0, capacity - trainer_at_launch - context), inside=weights, outside=workspace + graphs + context
+            base=max(0, capacity - trainer_at_launch - context),
+            inside=weights,
+            outside=workspace + graphs + context,
+            given=e.kv_pool_bytes,
         )
     if e.share_of == "device":
-        return Pool(base=capacity, inside=trainer_at_launch + weights + workspace + context, outside=graphs)
+        return Pool(
+            base=capacity,
+            inside=trainer_at_launch + weights + workspace + context,
+            outside=graphs,
+            given=e.kv_pool_bytes,
+        )
     if e.share_of == "own":
-        return Pool(base=capacity, inside=weights + workspace + context, outside=graphs)
-    return Pool(base=capacity, inside=weights + workspace + context + graphs, outside=0)
+        return Pool(base=capacity, inside=weights + workspace + context, outside=graphs, given=e.kv_pool_bytes)
+    return Pool(base=capacity, inside=weights + workspace + context + graphs, outside=0, given=e.kv_pool_bytes)
 
 
 def awake(e: Engine, *, kv: int) -> MemoryBreakdown:

@@ -34,6 +34,24 @@ def kv_bytes_per_token(model: ModelSpec, *, tensor_parallel: int = 1, element_by
 def paged_kv_bytes(
     model: ModelSpec, *, tokens: int, sequences: int = 1, tensor_parallel: int = 1, element_bytes: int = 2
 ) -> int:
-    """Return the bytes of ``sequences`` sequences of ``tokens`` tokens each in a paged cache with `PAGE_TOKENS` blocks."""
+    """
+    Return the bytes of ``sequences`` sequences of ``tokens`` tokens each in a paged cache with `PAGE_TOKENS` blocks.
+
+    Layers with linear attention add one state for each sequence (`state_bytes`), which vLLM takes from the same pool.
+    """
     per_token = kv_bytes_per_token(model, tensor_parallel=tensor_parallel, element_bytes=element_bytes)
-    return sequences * round_up(tokens, PAGE_TOKENS) * per_token
+    state = state_bytes(model, tensor_parallel=tensor_parallel, element_bytes=element_bytes)
+    return sequences * (round_up(tokens, PAGE_TOKENS) * per_token + state)
+
+
+def state_bytes(model: ModelSpec, *, tensor_parallel: int = 1, element_bytes: int = 2) -> int:
+    """
+    Return the recurrent states of one sequence on one tensor-parallel rank.
+
+        M = L_linear · (4 · H_v · d_k · d_v + b · (k - 1) · (2 · H_k · d_k + H_v · d_v)) / TP
+
+    H and d are heads and head dimensions of the delta net, k its kernel. The recurrent part is counted in fp32, which some
+    releases of vLLM use and others halve (an upper bound). Source: vLLM layers/mamba/mamba_utils.py.
+    """
+    layer = 4 * model.recurrent_state_elements + element_bytes * model.convolution_state_elements
+    return model.num_linear_attention_layers * ceil_div(layer, tensor_parallel)

@@ -10,7 +10,13 @@ from hydra_plugins.memfit.base.units import ceil_div
 from hydra_plugins.memfit.model.class_defaults import CLASS_DEFAULTS, VISION_DEFAULTS
 from hydra_plugins.memfit.model.decoder import Decoder
 from hydra_plugins.memfit.model.families import FAMILIES, Family
-from hydra_plugins.memfit.model.layers import Linear, head_dim, num_key_value_heads, shared_expert_width
+from hydra_plugins.memfit.model.layers import (
+    Linear,
+    delta_net_state,
+    head_dim,
+    num_key_value_heads,
+    shared_expert_width,
+)
 from hydra_plugins.memfit.model.spec import ModelSpec
 from hydra_plugins.memfit.model.values import Values
 from hydra_plugins.memfit.model.vision import vision_parameters
@@ -73,6 +79,7 @@ def _spec(
     chosen, routed = _experts(values, family) if moe else (0, 0)
     latent = values.count if family.attention.mla else _nothing
     mixed = family.experts if moe else None
+    recurrent, convolution = delta_net_state(values) if decoder.count("linear") else (0, 0)
     return ModelSpec(
         name=name,
         source=source,
@@ -91,6 +98,8 @@ def _spec(
         sliding_window=values.optional("sliding_window") if decoder.has_attention("sliding_attention") else None,
         num_full_attention_layers=decoder.num_full_attention_layers,
         num_linear_attention_layers=decoder.count("linear"),
+        recurrent_state_elements=recurrent,
+        convolution_state_elements=convolution,
         num_experts=routed,
         num_experts_per_tok=chosen,
         moe_intermediate_size=values.size(mixed.width_key) if mixed else 0,

@@ -32,6 +32,10 @@ class ModelSpec:
     """Layers whose KV cache grows with the whole sequence; ``None``: all of them."""
     num_linear_attention_layers: int = 0
     """Layers with a recurrent state instead of a KV cache (Qwen3-Next, Qwen3.5)."""
+    recurrent_state_elements: int = 0
+    """Elements of the state that one such layer keeps for a sequence, whatever its length."""
+    convolution_state_elements: int = 0
+    """The same for the inputs that its convolution looks back on."""
     # Mixture of experts; 0 on a dense model
     num_experts: int = 0
     num_experts_per_tok: int = 0

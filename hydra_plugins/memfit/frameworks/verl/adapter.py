@@ -141,6 +141,7 @@ def _critic_model(view: View, context: Context, actor: ModelSpec) -> ModelSpec:
 
 def _refuse_unmodelled(view: View) -> None:
     unmodelled = {
+        f"{MODEL}.mtp.enable": "multi-token prediction, in the trainer and in the engine,",
         "reward_model.enable": "a reward model on the trainer's GPUs",
         "reward.reward_model.enable": "a reward model in its own engine",
     }

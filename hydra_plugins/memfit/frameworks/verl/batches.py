@@ -43,6 +43,12 @@ def _mini_batch(view: View) -> int:
     return view.integer(f"{ACTOR}.ppo_mini_batch_size", 256)
 
 
+def critic_mini_sequences(view: View) -> int:
+    """Sequences of one optimizer step of the critic."""
+    mini = view.integer("critic.ppo_mini_batch_size", view.integer(f"{ACTOR}.ppo_mini_batch_size", 256))
+    return mini * view.integer(f"{ROLLOUT}.n", 1)
+
+
 def _sequences(view: View, prompts: int) -> int:
     samples = view.integer(f"{ROLLOUT}.n", 1)
     if prompts * samples > LARGEST:
@@ -137,7 +143,16 @@ def batch(view: View, launch: Launch, name: str) -> Batch:
         packed=packed(view, model),
         hard_budget=launch.behaviour.hard_token_budget,
         lengths=launch.settings.lengths,
+        pad_to=_bucket(view, launch, keys.section),
     )
+
+
+def _bucket(view: View, launch: Launch, section: str) -> int:
+    """Tokens to a multiple of which the engine pads packed micro-batches (0.9); 1: it does not."""
+    fsdp = launch.behaviour.critic_fsdp if section == "critic" else f"{REF if section == REF else ACTOR}.fsdp_config"
+    if not view.flag(f"{fsdp}.pad_to_length", False):
+        return 1
+    return view.integer(f"{fsdp}.pad_to_length_bucket", 1024)
 
 
 def packed(view: View, model: str) -> bool:
@@ -171,8 +186,7 @@ def _pass_sequences(view: View, launch: Launch, name: str, dp: int) -> int:
     if name == UPDATE_ACTOR:
         return _normalised(mini_sequences(view), launch, dp)
     if name == UPDATE_CRITIC:
-        mini = view.integer("critic.ppo_mini_batch_size", view.integer(f"{ACTOR}.ppo_mini_batch_size", 256))
-        return _normalised(mini * view.integer(f"{ROLLOUT}.n", 1), launch, dp)
+        return _normalised(critic_mini_sequences(view), launch, dp)
     return sequences_per_step(view)
 
 
@@ -186,10 +200,12 @@ def sequence_parallel(view: View) -> int:
     return view.integer(f"{ACTOR}.ulysses_sequence_parallel_size", 1)
 
 
+def critic_ulysses_key(launch: Launch) -> str:
+    """Return where the release reads the critic's Ulysses size."""
+    section = launch.behaviour.critic_fsdp if launch.behaviour.critic_fsdp == "critic.fsdp" else "critic"
+    return f"{section}.ulysses_sequence_parallel_size"
+
+
 def critic_sequence_parallel(view: View, launch: Launch) -> int:
-    """Return the critic's Ulysses size, from where the release reads it."""
-    section = launch.behaviour.critic_fsdp
-    key = "critic.ulysses_sequence_parallel_size"
-    if section == "critic.fsdp":
-        key = f"{section}.ulysses_sequence_parallel_size"
-    return view.integer(key, 1)
+    """Return the critic's Ulysses size."""
+    return view.integer(critic_ulysses_key(launch), 1)

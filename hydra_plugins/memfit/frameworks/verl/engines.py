@@ -81,6 +81,9 @@ def section_engine(
         graphs=not eager,
         weight_bytes_per_parameter=1.0 if view.text(f"{section}.quantization", "none") == "fp8" else float(element),
         kv_bytes_per_element=element,
+        kv_pool_bytes=view.optional_integer(f"{section}.engine_kwargs.vllm.kv_cache_memory_bytes", largest=None)
+        if name == "vllm"
+        else None,
         sleeps=view.flag(f"{section}.free_cache_engine", True) and view.flag(f"{section}.enable_sleep_mode", True),
     )
 

@@ -16,9 +16,12 @@ from hydra_plugins.memfit.frameworks.verl.batches import uses_reference
 from hydra_plugins.memfit.frameworks.verl.launch import ACTOR, MODEL, REF, ROLLOUT, TENSOR_PARALLEL, Launch
 from hydra_plugins.memfit.frameworks.verl.megatron_keys import is_megatron
 from hydra_plugins.memfit.frameworks.verl.megatron_knobs import megatron_knobs
-from hydra_plugins.memfit.frameworks.verl.micro_batches import micro_batches
+from hydra_plugins.memfit.frameworks.verl.micro_batches import divisors, micro_batches
 from hydra_plugins.memfit.frameworks.view import View
+from hydra_plugins.memfit.model.spec import ModelSpec
 from hydra_plugins.memfit.planning.problem import SOLVE, Knob
+
+_CRITIC_PASSES = (batches.UPDATE_CRITIC, batches.VALUES)
 
 
 def knobs(view: View, launch: Launch) -> tuple[Knob, ...]:
@@ -46,7 +49,7 @@ def _free(view: View, launch: Launch) -> Iterator[Knob]:
     if launch.behaviour.keeps_root_after_inference and launch.world_size > 1:
         for section in (f"{ACTOR}.fsdp_config", f"{REF}.fsdp_config"):
             key = f"{section}.fsdp_size"
-            if view.section(section) and view.integer(key, -1, minimum=-1) <= 1:
+            if view.section(section) and view.integer(key, -1, minimum=-1) <= 0:
                 why = "the same sharding, and verl frees the gathered embedding after log-probabilities"
                 yield Knob(key=key, requested=view.requested(key), candidates=(launch.world_size,), cost=10, why=why)
     if view.optional_integer(f"{ROLLOUT}.max_model_len") is None and _single_turn(view):
@@ -140,13 +143,12 @@ def _offloads(view: View, launch: Launch) -> Iterator[Knob]:
 
 # -- compute or communication for memory ----------------------------------------------------------------------------
 def _memory_for_compute(view: View, launch: Launch) -> Iterator[Knob]:
+    yield from _wider_shards(view, launch)
     if launch.behaviour.legacy_workers or not view.flag(f"{MODEL}.use_remove_padding", True):
         why = "no compute and no memory for padding"
         yield from _saver(view, f"{MODEL}.use_remove_padding", cost=42, why=why)
     why = "one more forward pass instead of keeping every layer's activations"
     yield from _switch(view, f"{MODEL}.enable_gradient_checkpointing", cost=44, why=why, default=True)
-    if launch.critic_model is not None:
-        yield from _switch(view, "critic.model.enable_gradient_checkpointing", cost=44, why=why, default=True)
     yield from _ulysses(view, launch)
     if launch.actor_model.num_hidden_layers >= 3:
         why = "saved layer inputs wait in host memory"
@@ -156,20 +158,39 @@ def _memory_for_compute(view: View, launch: Launch) -> Iterator[Knob]:
         yield from _saver(view, f"{MODEL}.use_fused_kernels", cost=52, why=why)
     yield from _host_policy(view)
     if launch.critic_model is not None:
-        section = launch.behaviour.critic_fsdp
-        yield from _policy(view, f"{section}.offload_policy", ["critic.strategy"], "the critic's", cost=61)
+        yield from _critic(view, launch, launch.critic_model)
+
+
+def _critic(view: View, launch: Launch, model: ModelSpec) -> Iterator[Knob]:
+    why = "one more forward pass of the critic instead of keeping every layer's activations"
+    yield from _switch(view, "critic.model.enable_gradient_checkpointing", cost=44, why=why, default=True)
+    yield from _critic_ulysses(view, launch, model)
+    if model.num_hidden_layers >= 3:
+        why = "the critic's saved layer inputs wait in host memory"
+        yield from _switch(view, "critic.model.enable_activation_offload", cost=48, why=why)
+    section = launch.behaviour.critic_fsdp
+    yield from _policy(view, f"{section}.offload_policy", ["critic.strategy"], "the critic's", cost=61)
+
+
+def _wider_shards(view: View, launch: Launch) -> Iterator[Knob]:
+    """Fewer copies of the parameters where each group of ``fsdp_size`` GPUs holds one of its own (HSDP)."""
+    sections = [f"{ACTOR}.fsdp_config"]
+    sections += [f"{REF}.fsdp_config"] if uses_reference(view) else []
+    sections += [launch.behaviour.critic_fsdp] if launch.critic_model is not None else []
+    for section in sections:
+        key, world = f"{section}.fsdp_size", launch.world_size
+        now = view.integer(key, -1, minimum=-1)
+        wider = tuple(size for size in reversed(divisors(world)) if size > now)
+        if 0 < now < world:
+            why = "one copy of the parameters over more GPUs; more communication"
+            yield Knob(key=key, requested=view.requested(key), candidates=wider, cost=38, why=why)
 
 
 def _ulysses(view: View, launch: Launch) -> Iterator[Knob]:
-    now, model = batches.sequence_parallel(view), launch.actor_model
     if not view.flag(f"{MODEL}.use_remove_padding", False):
         return
-    key = f"{ACTOR}.ulysses_sequence_parallel_size"
-    sizes = tuple(
-        size
-        for size in (2, 4, 8)
-        if size > now and _splits(size, model.num_attention_heads, model.num_key_value_heads, view, launch)
-    )
+    key, now = f"{ACTOR}.ulysses_sequence_parallel_size", batches.sequence_parallel(view)
+    sizes = _sizes(now, launch.actor_model, launch, sequences=batches.mini_sequences(view))
     if sizes:
         yield Knob(
             key=key,
@@ -182,28 +203,57 @@ def _ulysses(view: View, launch: Launch) -> Iterator[Knob]:
         )
 
 
+def _critic_ulysses(view: View, launch: Launch, model: ModelSpec) -> Iterator[Knob]:
+    key, now = batches.critic_ulysses_key(launch), batches.critic_sequence_parallel(view, launch)
+    if not view.has(key) or not view.flag("critic.model.use_remove_padding", False):
+        return
+    sizes = _sizes(now, model, launch, sequences=batches.critic_mini_sequences(view))
+    if sizes:
+        yield Knob(
+            key=key,
+            requested=view.requested(key),
+            candidates=sizes,
+            cost=47,
+            why="a sequence of the critic is spread over several GPUs",
+            companions=lambda value: _budgets_of(view, launch, _CRITIC_PASSES, value) if value != now else {},
+            companions_required=False,
+        )
+
+
+def _sizes(now: int, model: ModelSpec, launch: Launch, *, sequences: int) -> tuple[int, ...]:
+    """Ulysses sizes that verl takes: GPUs and heads divide, and the ranks that are left share out the mini-batch."""
+    heads, kv_heads, world = model.num_attention_heads, model.num_key_value_heads, launch.world_size
+    return tuple(
+        size
+        for size in (2, 4, 8)
+        if size > now
+        and launch.gpus_per_node % size == 0
+        and heads % size == 0
+        and (kv_heads % size == 0 or size % kv_heads == 0)
+        and sequences % (world // size) == 0
+    )
+
+
 def _spread(view: View, launch: Launch, size: object) -> dict[str, object]:
     """The reference follows the actor, and a token budget per GPU may fall below one sequence."""
-    follow: dict[str, object] = {}
-    reference = f"{REF}.ulysses_sequence_parallel_size"
-    if not isinstance(size, int) or size == batches.sequence_parallel(view):
-        return follow
-    if view.has(reference) and view.integer(reference, 1) == batches.sequence_parallel(view):
-        follow[reference] = size
-    for name in batches.active(view, launch):
+    reference, now = f"{REF}.ulysses_sequence_parallel_size", batches.sequence_parallel(view)
+    if size == now:
+        return {}
+    follows = view.has(reference) and view.integer(reference, 1) == now
+    names = tuple(name for name in batches.active(view, launch) if name not in _CRITIC_PASSES)
+    return {**({reference: size} if follows else {}), **_budgets_of(view, launch, names, size)}
+
+
+def _budgets_of(view: View, launch: Launch, names: tuple[str, ...], size: object) -> dict[str, object]:
+    """Token budgets for each GPU when ``size`` of them share a sequence."""
+    found: dict[str, object] = {}
+    for name in names:
         batch = batches.batch(view, launch, name)
-        if batch.dynamic and name not in (batches.UPDATE_CRITIC, batches.VALUES):
+        if batch.dynamic and isinstance(size, int):
             least = ceil_div(batch.max_length, size)
             key = batches.pass_keys(name, launch).budget_key
-            follow[key] = min(batch.budget, round_up(least, 64) if batch.hard_budget else least)
-    return follow
-
-
-def _splits(size: int, heads: int, kv_heads: int, view: View, launch: Launch) -> bool:
-    """verl's conditions on the Ulysses size: GPUs, heads, and the mini-batch over the data-parallel ranks."""
-    if launch.gpus_per_node % size or heads % size or (kv_heads % size and size % kv_heads):
-        return False
-    return batches.mini_sequences(view) % (launch.world_size // size) == 0
+            found[key] = min(batch.budget, round_up(least, 64) if batch.hard_budget else least)
+    return found
 
 
 def _host_policy(view: View) -> Iterator[Knob]:

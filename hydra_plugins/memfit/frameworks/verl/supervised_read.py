@@ -113,6 +113,9 @@ class Launch:
             packed=self.removes_padding,
             hard_budget=self.behaviour.hard_token_budget,
             lengths=self.context.settings.lengths,
+            pad_to=self.view.integer("engine.pad_to_length_bucket", 1024)
+            if self.view.flag("engine.pad_to_length", False)
+            else 1,
         )
 
 

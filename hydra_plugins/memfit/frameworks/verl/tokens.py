@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from math import ceil, sqrt
 
 from hydra_plugins.memfit.base.settings import Lengths
-from hydra_plugins.memfit.base.units import ceil_div
+from hydra_plugins.memfit.base.units import ceil_div, round_up
 
 SOFT_BUDGET_OVERSHOOT = 1.10
 """Up to 0.8 a dynamic micro-batch may exceed its budget: verl's own partition code, run on uniform lengths with a budget of
@@ -31,6 +31,8 @@ class Batch:
     """Padding is removed; otherwise every sequence counts with the full length."""
     hard_budget: bool
     lengths: Lengths
+    pad_to: int = 1
+    """A packed micro-batch is padded to a multiple of so many tokens, all ranks of a sequence together."""
 
     @property
     def moves_output(self) -> bool:
@@ -49,9 +51,12 @@ class Batch:
         if not self.dynamic:
             sequences = self.local_sequences if self.micro_batch is None else self.micro_batch
             group = self._sequences_tokens(min(sequences, self.local_sequences))
-            return max(1, ceil_div(group, self.sequence_parallel))
+            return self._on_a_rank(group)
         group = min(self._padded_group() if not self.packed else self._budget_group(), everything)
-        return max(1, ceil_div(max(group, min(self.longest, everything)), self.sequence_parallel))
+        return self._on_a_rank(max(group, min(self.longest, everything)))
+
+    def _on_a_rank(self, tokens: int) -> int:
+        return max(1, ceil_div(round_up(tokens, self.pad_to), self.sequence_parallel))
 
     def _budget_group(self) -> int:
         """Tokens that a budget lets into one micro-batch; up to 0.8 the longest sequences may meet in one of them."""
