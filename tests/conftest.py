@@ -15,6 +15,7 @@ def _own_process_state() -> Iterator[None]:
     before = dict(os.environ)
     for name in [name for name in os.environ if name.startswith("MEMFIT_") and name != "MEMFIT_VERL_WHEELS"]:
         del os.environ[name]
+    os.environ["MEMFIT_STORE"] = os.path.join(os.sep, "nonexistent", "memfit.sqlite3")  # not the developer's own
     from hydra_plugins.memfit.compose import hook
 
     hook.forget()

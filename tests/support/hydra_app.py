@@ -98,6 +98,7 @@ def run(
     """Run ``python command`` in the folder of its script; ``path`` is where memfit lies, ``None``: as it is installed."""
     variables = {key: value for key, value in os.environ.items() if not key.startswith(("MEMFIT_", "HYDRA_"))}
     variables.pop("PYTHONPATH", None)
+    variables["MEMFIT_STORE"] = os.path.join(os.sep, "nonexistent", "memfit.sqlite3")
     if path is not None:
         variables["PYTHONPATH"] = str(path)
     done = subprocess.run(

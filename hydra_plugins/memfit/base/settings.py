@@ -25,6 +25,8 @@ class Settings:
     """``fit`` keeps what fits and changes the least; ``fast`` retunes every neutral knob for speed."""
     margin: float = 0.05
     """Share of the usable capacity that is kept free, 0 <= margin < 1."""
+    learned: bool = True
+    """Use what `memfit learn` has kept of earlier runs of the same kind."""
     strict: bool = True
     """Stop a launch that cannot fit or cannot be judged; ``False`` warns and goes on."""
     allow_semantic: bool = False

@@ -13,7 +13,7 @@ from types import ModuleType
 from hydra_plugins.memfit import __version__
 from hydra_plugins.memfit.base.errors import MemfitError, NoPlanFits
 
-COMMANDS = ("detect", "plan", "check", "explain", "table", "diagnose", "env")
+COMMANDS = ("detect", "plan", "check", "explain", "table", "diagnose", "learn", "env")
 """Each is a module ``cli/<name>.py`` with ``add_parser(subparsers)`` and ``run(args) -> exit status``."""
 
 FITS, BROKEN, WRONG_INPUT, DOES_NOT_FIT, INTERRUPTED = 0, 1, 2, 3, 130

@@ -24,6 +24,7 @@ from hydra_plugins.memfit.base.errors import ConfigError, MemfitError
 from hydra_plugins.memfit.compose import pages, record
 from hydra_plugins.memfit.compose.handover import VARIABLE
 from hydra_plugins.memfit.compose.launch import Launch
+from hydra_plugins.memfit.compose.learned import VARIABLE as LEARNED
 from hydra_plugins.memfit.compose.overrides import Order, read_order
 from hydra_plugins.memfit.compose.plain import Composed, plain
 from hydra_plugins.memfit.compose.settings import is_strict
@@ -122,16 +123,17 @@ def _apply(config: DictConfig, launch: Launch, plan: Plan) -> None:
     except MemfitError as error:  # half a plan is none: this stops the launch also where memfit.strict is false
         _print(error, launch.node)
         raise LaunchStopped.because(error) from error
+    from hydra_plugins.memfit.learning.kind import expectation
     from hydra_plugins.memfit.report.json import to_dict
 
     document = to_dict(plan)
-    _finish(config, document)
+    _finish(config, {**document, "learning": expectation(plan)})
     _report(config, plan, _digest(document))
 
 
 def _answer(launch: Launch) -> Plan:
     """Return the plan, from memory when this process planned the same launch before; raises `MemfitError` alike."""
-    surroundings = {key: value for key, value in os.environ.items() if key not in (VARIABLE, REPORTED)}
+    surroundings = {key: value for key, value in os.environ.items() if key not in (VARIABLE, REPORTED, LEARNED)}
     order = [sorted(launch.order.explicit), sorted(launch.order.pinned)]
     question = _digest([launch.config, launch.node, order, surroundings, os.getcwd()])
     if question not in _answers:

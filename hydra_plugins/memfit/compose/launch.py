@@ -5,13 +5,14 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from hydra_plugins.memfit.base.errors import ConfigError
 from hydra_plugins.memfit.base.settings import Settings
 from hydra_plugins.memfit.compose.handover import hardware_of
+from hydra_plugins.memfit.compose.learned import with_lessons
 from hydra_plugins.memfit.compose.overrides import Order
 from hydra_plugins.memfit.compose.plain import ABSENT, leaves, value_at
 from hydra_plugins.memfit.compose.settings import read_settings
@@ -46,7 +47,15 @@ class Launch:
         settings = read_settings(self.node)
         pinned = self.order.pinned | pinned_by(settings.pin, self.config)
         adapter = registry.adapter(settings.framework) if settings.framework else registry.recognise(self.config)
-        problem = adapter.problem(self.config, self._context(settings, pinned))
+        context = self._context(settings, pinned)
+        problem = with_lessons(
+            adapter.problem(self.config, context),
+            is_own_margin="memfit.margin" in self.order.settings or settings.margin != Settings().margin,
+            environ=os.environ,
+            again=lambda margin: adapter.problem(
+                self.config, replace(context, settings=replace(settings, margin=margin))
+            ),
+        )
         return problem, pinned | _knobs_below(settings.pin, problem)
 
     def _context(self, settings: Settings, pinned: frozenset[str]) -> Context:

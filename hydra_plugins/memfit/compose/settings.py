@@ -92,6 +92,7 @@ def _lengths(key: str, value: Any) -> Lengths:
 _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "goal": _one_of(GOALS),
     "margin": _share,
+    "learned": _flag,
     "strict": _flag,
     "allow_semantic": _flag,
     "pin": _keys,

@@ -42,6 +42,6 @@ def recognise(config: Mapping[str, Any]) -> Adapter:
     found = f"looks like {' and '.join(a.name for a in claims)}" if claims else "is of no framework that memfit knows"
     keys = ", ".join(sorted(map(str, config))[:12]) or "none"
     raise ConfigError(
-        f"this config {found} (top-level keys: {keys}). Known frameworks: {', '.join(_ADAPTERS)}. "
-        "Say which one with memfit.framework=NAME, or leave the hardware group out."
+        f"this config {found}. Say which one with memfit.framework=NAME, or leave the hardware group out. "
+        f"Known: {', '.join(_ADAPTERS)}. Top-level keys: {keys}."
     )

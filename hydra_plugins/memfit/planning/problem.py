@@ -67,6 +67,10 @@ class Problem:
     fixes: tuple[Change, ...] = ()
     """Changes that are needed whatever the memory says (a value that the framework would refuse), already in `estimate`."""
     warnings: tuple[str, ...] = ()
+    alike: Mapping[str, str] = field(default_factory=dict)
+    """What, beside framework, model and hardware, makes the errors of two predictions alike: strategy, engine."""
+    composed_once: bool = False
+    """One process alone composes and plans a launch, on however many nodes: no other one can come to another plan."""
     blockers: tuple[str, ...] = ()
     """Reasons, other than size, for which the launch would die; each says the fix. They stop a strict launch."""
 

@@ -94,6 +94,11 @@ class ArealAdapter:
                 *context.hardware.warnings,
                 *notes(view, launch, guessed=guessed),
             ),
+            alike={
+                "strategy": launch.layout.trainer.name,
+                "engine": launch.layout.server.name if launch.layout.server else "none",
+                "placement": "shared" if launch.shares else "apart",
+            },
             blockers=blockers(view, launch),
         )
 

@@ -98,6 +98,11 @@ class VerlAdapter(defaults.Releases):
             composed=view.requested,
             fixes=needed,
             warnings=notes(view, launch, context),
+            composed_once=True,
+            alike={
+                "strategy": view.text("actor_rollout_ref.actor.strategy", "fsdp"),
+                "engine": f"{rollout_name(view)} {'.'.join(launch.engine_version.split('.')[:2])}",
+            },
             blockers=blockers(view, launch, context),
         )
 
