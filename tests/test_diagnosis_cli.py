@@ -224,3 +224,28 @@ def test_a_launch_that_cannot_be_planned_is_a_note(
     path.write_text(f"{line}\n{update_oom()}", encoding="utf-8")
     text = said(capsys, str(path))
     assert note in text and "in update_actor" in text
+
+
+def test_a_failure_without_a_phase_teaches_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Where memfit predicts that the launch fits and the log does not tell the phase, no override is claimed to help."""
+    path = tmp_path / "log"
+    words = WORDS.replace("_per_gpu=16", "_per_gpu=4")
+    path.write_text(
+        f"+ python3 -m verl.trainer.main_ppo {words}\n{MESSAGE.format(pid=1, asked=1.5, free=1.0)}", encoding="utf-8"
+    )
+    found = answer(capsys, str(path))
+    assert (found["explained"], found["overrides"], found["cause"]["phase"]) == (False, [], None)
+    assert "memfit predicts that this launch fits" in said(capsys, str(path))
+
+
+def test_a_log_cannot_redirect_memfit(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Of the variables in front of a logged command only those of the launch count: none says where models are looked up."""
+    path = tmp_path / "log"
+    front = f"HF_HUB_CACHE={tmp_path} HF_ENDPOINT=http://127.0.0.1:9 MEMFIT_HARDWARE=l4 PYTORCH_CUDA_ALLOC_CONF=x:1"
+    path.write_text(f"+ {front} python3 -m verl.trainer.main_ppo {WORDS}\n{update_oom()}", encoding="utf-8")
+    cached = tmp_path / "models--Qwen--Qwen2.5-7B-Instruct" / "snapshots" / "x"
+    cached.mkdir(parents=True)
+    (cached / "config.json").write_text("{}", encoding="utf-8")
+    found = answer(capsys, str(path))
+    assert found["plan"]["model"]["source"] == "conf/model/qwen2.5-7b.yaml"
+    assert found["hardware"] == "a100-80"

@@ -29,6 +29,8 @@ from hydra_plugins.memfit.report.overrides import overrides
 
 _CAPACITY, _HELD, _HOST = "memfit.hardware.capacity_bytes", "memfit.hardware.held_bytes", "memfit.host_memory_bytes"
 
+_VARIABLES = ("PYTORCH_", "VERL_", "VLLM_", "SGLANG_", "CUDA_", "NCCL_")
+"""Beginnings of the variables that are taken from a log: those of the launch, none that says where memfit looks something up."""
 _NO_LAUNCH = (
     "The log does not show its launch. Give it as for memfit plan (--config FILE or key=value words, --framework) to see what "
     "would have fitted."
@@ -105,7 +107,7 @@ def _pasted(logged: LoggedLaunch) -> Pasted:
     pasted = read_pasted([logged.command])
     if any(word.split("=")[0] == "--config" for word in pasted.words):
         raise ConfigError("it names a config file: give it by --config FILE, and the line's key=value words behind it.")
-    return pasted
+    return replace(pasted, environ={k: v for k, v in pasted.environ.items() if k.startswith(_VARIABLES)})
 
 
 def _likeliest_version(config: Mapping[str, Any]) -> str | None:
@@ -129,7 +131,7 @@ def _planned(args: argparse.Namespace, answer: Diagnosis, launch: _Launch, cause
         problem, question.pinned, cause, with_held=lambda held: _read(args, answer, launch, cause, held).problem
     )
     values = {key: value_at(question.config, key) for key in leaves(question.config) if key}
-    changes = found.plan.changes if found.plan is not None and not found.refusal else ()
+    changes = found.plan.changes if found.plan is not None and found.explained and not found.refusal else ()
     return replace(
         answer,
         terms=terms_of(

@@ -23,10 +23,9 @@ def by_capacity(capacity: Amount) -> tuple[str, ...]:
 
 
 def _away(name: str, capacity: Amount) -> tuple[int, int]:
-    """Return how far a capacity is from the range that was seen of a product, and from the value of its file."""
+    """Return how far a capacity is from the range that was seen of a product, and from the range's lower end."""
     low, high = catalog.facts(name).capacity_range_bytes
-    outside = max(0, low - capacity.num_bytes, capacity.num_bytes - high)
-    return outside, abs(catalog.load(name).capacity_bytes - capacity.num_bytes)
+    return max(0, low - capacity.num_bytes, capacity.num_bytes - high), abs(low - capacity.num_bytes)
 
 
 def exact_capacity(name: str, capacity: Amount) -> int | None:

@@ -33,6 +33,8 @@ class Remedy:
     """What the failing phase needed beyond the prediction."""
     refusal: str = ""
     """Why nothing would have fitted; empty where something would."""
+    explained: bool = True
+    """The launch as it ran does not fit, by memfit's account and the lesson. Otherwise a plan says nothing about the failure."""
 
 
 def remedy(
@@ -52,14 +54,13 @@ def remedy(
         taught = replace(
             problem, estimate=lambda values: _taught(problem.estimate(values), finding.phase, learned, host)
         )
+    told = Remedy(plan=None, predicted=predicted, learned_bytes=learned, explained=not taught.estimate({}).fits)
     try:
-        plan = make_plan(taught, pinned=pinned)
+        return replace(told, plan=make_plan(taught, pinned=pinned))
     except NoPlanFits as error:
-        known = error.plan if isinstance(error.plan, Plan) else None
-        return Remedy(plan=known, predicted=predicted, learned_bytes=learned, refusal=str(error))
+        return replace(told, plan=error.plan if isinstance(error.plan, Plan) else None, refusal=str(error))
     except ConfigError as error:
-        return Remedy(plan=None, predicted=predicted, learned_bytes=learned, refusal=str(error))
-    return Remedy(plan=plan, predicted=predicted, learned_bytes=learned)
+        return replace(told, refusal=str(error))
 
 
 def _phase(estimate: Estimate, name: str | None) -> PhaseEstimate | None:

@@ -160,12 +160,11 @@ def _remedy(diagnosis: Diagnosis, cause: Finding) -> Iterator[str]:
         yield from (f"  {word}" for word in diagnosis.overrides)
         return
     yield from _labelled("helps", [cause.kind.advice])
-    if remedy is None:
-        return
-    if remedy.refusal:
+    if remedy is not None and not remedy.explained:
+        unknown = "" if cause.phase else " The log does not tell the phase, so nothing can be learned from the failure."
+        yield from _labelled("plan", [f"memfit predicts that this launch fits ({diagnosis.launch_source}).{unknown}"])
+    elif remedy is not None and remedy.refusal:
         yield from _labelled("plan", [remedy.refusal])
-    elif remedy.predicted is None:
-        yield from _labelled("plan", [f"memfit predicts that the launch fits ({diagnosis.launch_source})"])
 
 
 def to_dict(diagnosis: Diagnosis) -> dict[str, Any]:
@@ -184,6 +183,7 @@ def to_dict(diagnosis: Diagnosis) -> dict[str, Any]:
         "remarks": list(diagnosis.remarks),
         "launch": diagnosis.launch_source or None,
         "hardware": diagnosis.hardware or None,
+        "explained": remedy is not None and remedy.explained,
         "learned_bytes": remedy.learned_bytes if remedy is not None else 0,
         "refusal": (remedy.refusal or None) if remedy is not None else None,
         "overrides": list(diagnosis.overrides),
