@@ -199,9 +199,8 @@ def _defaults(
     if not isinstance(adapter, HasBackends):
         return adapter.defaults(version)
     words = {override.key_or_group: override.value() for override in line.values if not override.is_delete()}
-    named = dict.fromkeys(
-        (config_name or "").split("_")
-    )  # ppo_megatron_trainer: what is between the lines is the backend
+    name = config_name or ""
+    named = dict.fromkeys((name, *name.split("_")))  # ppo_megatron_trainer: what is between the lines is the backend
     return adapter.defaults_with(version, {**named, **{key: value_at(own, key) for key in leaves(own) if key}, **words})
 
 

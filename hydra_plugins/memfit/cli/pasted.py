@@ -15,7 +15,17 @@ from dataclasses import dataclass, field
 
 from hydra_plugins.memfit.base.errors import ConfigError
 
-SHIPPED = ("ppo_trainer", "ppo_megatron_trainer", "generation", "sft_trainer", "sft_trainer_engine")
+SHIPPED = (
+    "ppo_trainer",
+    "ppo_megatron_trainer",
+    "fully_async_ppo_trainer",
+    "fully_async_ppo_megatron_trainer",
+    "one_step_off_ppo_trainer",
+    "one_step_off_ppo_megatron_trainer",
+    "generation",
+    "sft_trainer",
+    "sft_trainer_engine",
+)
 """Configs that a framework chooses by name and whose values memfit has: ``--config-name`` of one of them is read."""
 
 _QUIET = frozenset({"env", "exec", "nohup", "time", "nice", "stdbuf"})

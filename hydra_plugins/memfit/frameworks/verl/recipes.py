@@ -30,10 +30,13 @@ def additions(version: str, recipe: str) -> Mapping[str, Any]:
     return found
 
 
-def recipe_of(sections: Iterable[str]) -> str | None:
-    """Return the recipe that these top-level sections are of, or ``None`` for ppo_trainer's own."""
-    present = set(sections)
-    return next((recipe for recipe, mark in _MARKS if mark in present), None)
+def recipe_of(names: Iterable[str]) -> str | None:
+    """Return the recipe that top-level sections, or the name of the config, are of; ``None`` for ppo_trainer's own."""
+    present = set(names)
+    for recipe, section in _MARKS:
+        if section in present or any(name.startswith(f"{recipe}_ppo") for name in present):
+            return recipe
+    return None
 
 
 def with_recipe(config: dict[str, Any], version: str, recipe: str | None) -> dict[str, Any]:
