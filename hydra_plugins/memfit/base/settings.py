@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 GOALS = ("fit", "fast")
 REPORTS = ("full", "short", "html", "off")
+ROLES = ("critic", "reward", "teacher")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,6 +36,8 @@ class Settings:
     """Config keys that must not be changed."""
     report: str = "full"
     lengths: Lengths = field(default_factory=Lengths)
+    models: Mapping[str, str] = field(default_factory=dict)
+    """Architectures of models beside the policy (`ROLES`): a name of conf/model, a hub id or a directory."""
     framework: str | None = None
     """Name of the adapter; ``None`` recognises it from the config."""
     framework_version: str | None = None

@@ -8,7 +8,7 @@ from dataclasses import fields
 from typing import Any
 
 from hydra_plugins.memfit.base.errors import ConfigError
-from hydra_plugins.memfit.base.settings import GOALS, REPORTS, Lengths, Settings
+from hydra_plugins.memfit.base.settings import GOALS, REPORTS, ROLES, Lengths, Settings
 
 NOT_SETTINGS = ("hardware", "model", "unplanned")
 """What else lies in the node: the facts of the groups, and the mark of a config that was never planned."""
@@ -78,6 +78,13 @@ def _mapping(key: str, value: Any) -> Mapping[str, str]:
     return dict(value)
 
 
+def _models(key: str, value: Any) -> Mapping[str, str]:
+    if not isinstance(value, Mapping) or not set(value) <= set(ROLES):
+        raise _refuse(key, value, f"a mapping with {', '.join(ROLES)}", "{reward:qwen2.5-7b}")
+    named = {role: _name(f"{key}.{role}", name) for role, name in value.items()}
+    return {role: name for role, name in named.items() if name is not None}
+
+
 def _lengths(key: str, value: Any) -> Lengths:
     if not isinstance(value, Mapping) or not set(value) <= {"mean", "max"}:
         raise _refuse(key, value, "a mapping with mean and max (tokens)", "{mean:345,max:900}")
@@ -98,6 +105,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "pin": _keys,
     "report": _one_of(REPORTS),
     "lengths": _lengths,
+    "models": _models,
     "framework": _name,
     "framework_version": _name,
     "engine_version": _name,

@@ -100,6 +100,20 @@ def workspace_bytes(e: Engine) -> int:
     return body + copies * 4 * min(e.max_num_seqs, tokens) * model.vocab_size
 
 
+def prompt_log_prob_bytes(e: Engine) -> int:
+    """
+    Return what log-probabilities of a prompt take on top of the profile run: whole rows of logits of one chunk.
+
+        M = 10 · t · V      (t tokens of a batch, never more than one sequence)
+
+    bf16 logits, their fp32 copy, and the fp32 result of log_softmax; gathered over the tensor-parallel ranks.
+
+    Source: vLLM v1/worker/gpu_model_runner.py (_get_prompt_logprobs_dict), v1/sample/sampler.py (compute_logprobs).
+    Newer model runners go through the rows in pieces; the term is then an upper bound.
+    """
+    return 10 * min(e.max_num_batched_tokens, e.tokens_per_sequence) * e.model.vocab_size
+
+
 def graph_bytes(e: Engine) -> int:
     """Return the CUDA graphs, which a sleeping engine keeps."""
     per_layer = SGLANG_GRAPH_BYTES_PER_LAYER if e.share_of == "free" else GRAPH_BYTES_PER_LAYER

@@ -52,7 +52,10 @@ class ColocatedRun:
     critic: Occupant | None = None
     engine: Engine | None = None
     """``None``: generation runs in the trainer itself, or on other GPUs."""
-    reward_engine: Engine | None = None
+    guests: MemoryBreakdown = field(default_factory=MemoryBreakdown)
+    """Sleeping engines of other models on the same GPUs, and their workers."""
+    reward: Occupant | None = None
+    """A reward model that the trainer runs itself, without gradients."""
     old_log_prob: bool = True
     """Whether old log-probabilities are computed by the actor."""
     reference_is_actor: bool = False
@@ -139,7 +142,7 @@ def _share(run: ColocatedRun) -> _Solution | None:
     engine = run.engine
     if engine is None:
         return None
-    at_launch = _at_launch(run).total_bytes
+    at_launch = _at_launch(run).total_bytes + run.guests.total_bytes
     pool = engines.pool(engine, capacity=run.capacity_bytes, trainer_at_launch=at_launch)
     solved = engine.fraction is None
     fraction = engine.fraction
@@ -152,14 +155,14 @@ def _share(run: ColocatedRun) -> _Solution | None:
 
 def _largest_fraction(run: ColocatedRun, engine: Engine, pool: engines.Pool) -> float:
     """The largest fraction with which the launch, the rollout and the resumption of the pool stay within the budget."""
-    resting = _resting(run).total_bytes
+    resting, guests = _resting(run).total_bytes, run.guests.total_bytes
     if engine.share_of == "device":
         grown = resting - _at_launch(run).total_bytes
-        return (run.budget_bytes - max(0, grown) - pool.outside) / pool.base
+        return (run.budget_bytes - max(0, grown) - guests - pool.outside) / pool.base
     if engine.share_of == "free":
-        return (run.budget_bytes - resting - pool.outside) / max(1, pool.base)
-    at_launch = (run.budget_bytes - _at_launch(run).total_bytes) / pool.base
-    return min(at_launch, (run.budget_bytes - resting - pool.outside) / pool.base, LARGEST_FRACTION)
+        return (run.budget_bytes - resting - guests - pool.outside) / max(1, pool.base)
+    at_launch = (run.budget_bytes - _at_launch(run).total_bytes - guests) / pool.base
+    return min(at_launch, (run.budget_bytes - resting - guests - pool.outside) / pool.base, LARGEST_FRACTION)
 
 
 # -- phases ---------------------------------------------------------------------------------------------------------
@@ -170,7 +173,7 @@ def _phase(
     trainer = trainer + MemoryBreakdown(fragmentation=fragmentation)
     if run.engine is not None and run.engine.in_process:
         trainer, engine = trainer + engine, MemoryBreakdown()
-    return PhaseEstimate(name=name, trainer=trainer, engine=engine, budget_bytes=run.budget_bytes)
+    return PhaseEstimate(name=name, trainer=trainer, engine=engine + run.guests, budget_bytes=run.budget_bytes)
 
 
 def _awake_phase(
@@ -189,17 +192,18 @@ def _engine_phases(run: ColocatedRun, solution: _Solution | None) -> list[PhaseE
     awake = engines.awake(run.engine, kv=solution.kv)
     return [
         _awake_phase(run, "launch", _at_launch(run), awake, solution),
-        _awake_phase(run, "rollout", _resting(run), awake + _reward_asleep(run), solution),
+        _awake_phase(run, "rollout", _resting(run), awake, solution),
     ]
 
 
-def _reward_asleep(run: ColocatedRun) -> MemoryBreakdown:
-    return MemoryBreakdown() if run.reward_engine is None else engines.asleep(run.reward_engine, kv=0)
-
-
 def _sleeping(run: ColocatedRun, kv: int) -> MemoryBreakdown:
-    engine = MemoryBreakdown() if run.engine is None else engines.asleep(run.engine, kv=kv)
-    return engine + _reward_asleep(run)
+    return MemoryBreakdown() if run.engine is None else engines.asleep(run.engine, kv=kv)
+
+
+def beside_a_guest(run: ColocatedRun) -> tuple[MemoryBreakdown, MemoryBreakdown, MemoryBreakdown]:
+    """Return what a guest meets: the trainer when it starts, the trainer at rest, and the sleeping engine."""
+    solution = _share(run)
+    return _at_launch(run), _resting(run), _sleeping(run, solution.kv if solution else 0)
 
 
 def _training_phases(run: ColocatedRun, kv: int) -> list[PhaseEstimate]:
@@ -211,6 +215,7 @@ def _training_phases(run: ColocatedRun, kv: int) -> list[PhaseEstimate]:
         states = actor_rest + run.actor.loaded(optimizer=False)
         phases.append(_phase(run, "old_log_prob", states + pass_, engine, pass_.total_bytes))
     phases += _reference_phase(run, actor_rest, engine)
+    phases += _reward_phase(run, engine)
     phases += _critic_phases(run, engine)
     update = run.actor.update_pass()
     loaded = actor_rest + run.actor.loaded(optimizer=True)
@@ -228,6 +233,15 @@ def _reference_phase(run: ColocatedRun, actor_rest: MemoryBreakdown, engine: Mem
     else:
         states = _resting(run, reference_runs=True) + run.reference.loaded(optimizer=False) + _actor_leak(run)
     return [_phase(run, "ref_log_prob", states + pass_, engine, pass_.total_bytes)]
+
+
+def _reward_phase(run: ColocatedRun, engine: MemoryBreakdown) -> list[PhaseEstimate]:
+    """The trainer's own reward model scores what was generated, before anything else of the trainer runs."""
+    if run.reward is None:
+        return []
+    pass_ = run.reward.forward_pass()
+    states = _resting(run) + run.reward.loaded(optimizer=False)
+    return [_phase(run, "values", states + pass_, engine, pass_.total_bytes)]
 
 
 def _critic_phases(run: ColocatedRun, engine: MemoryBreakdown) -> list[PhaseEstimate]:
@@ -285,6 +299,8 @@ def _host(run: ColocatedRun) -> HostEstimate:
         per_rank += run.critic.host_bytes()
     if run.reference is not None and not run.reference_is_actor:
         per_rank += run.reference.host_bytes()
+    if run.reward is not None:
+        per_rank += run.reward.host_bytes()
     if run.engine is not None:
         per_rank += 0 if run.engine.in_process else HOST_PROCESS_BYTES
         per_rank += engines.weight_bytes(run.engine) if run.engine.weights_on_host else 0

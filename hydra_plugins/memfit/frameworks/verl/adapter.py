@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from hydra_plugins.memfit.base.errors import NotModelled
-from hydra_plugins.memfit.frameworks.verl import defaults, keys, knobs, pools, read, recipes, surroundings
+from hydra_plugins.memfit.frameworks.verl import defaults, keys, knobs, others, pools, read, recipes, surroundings
 from hydra_plugins.memfit.frameworks.verl.checks import (
     blockers,
     broken_heads,
@@ -116,9 +116,10 @@ def _launch(view: View, context: Context) -> Launch:
     placement = read_placement(view, version)
     refuse_empty_pool(view, placement)
     actor = surroundings.model(view, context, f"{MODEL}.path", context.model)
+    known = behaviour(version, engine_workers=view.raw("trainer.use_legacy_worker_impl") == "disable")
     return Launch(
         version=version,
-        behaviour=behaviour(version, engine_workers=view.raw("trainer.use_legacy_worker_impl") == "disable"),
+        behaviour=known,
         engine_version=defaults.engine_in_use(version, rollout_name(view), asked=settings.engine_version),
         actor_model=actor,
         critic_model=_critic_model(view, context, actor) if read.has_critic(view) else None,
@@ -131,6 +132,8 @@ def _launch(view: View, context: Context) -> Launch:
         nodes=nodes,
         gpus_of_a_host=hardware.gpus_per_node,
         placement=placement,
+        reward_model=others.reward_model(view, context, known),
+        teachers=others.teachers(view, context),
         flash_cross_entropy=has_flash_attention(hardware)
         and context.environ.get("VERL_DISABLE_FLASH_ATTN_CE", "0") != "1",
     )
@@ -141,22 +144,13 @@ def _critic_model(view: View, context: Context, actor: ModelSpec) -> ModelSpec:
     key = "critic.model.path"
     if key not in context.explicit and view.composed(key) in (MISSING, None, CRITIC_PLACEHOLDER):
         return actor
-    return surroundings.model(view, context, key, None)
+    return surroundings.model(view, context, key, None, role="critic")
 
 
 def _refuse_unmodelled(view: View) -> None:
-    unmodelled = {
-        f"{MODEL}.mtp.enable": "multi-token prediction, in the trainer and in the engine,",
-        "reward_model.enable": "a reward model on the trainer's GPUs",
-        "reward.reward_model.enable": "a reward model in its own engine",
-    }
-    for key, what in unmodelled.items():
-        if view.raw(key) is True:
-            raise NotModelled(
-                f"{key}=true: {what} is not modelled yet. Launch without the hardware group, or go on unplanned with "
-                "memfit.strict=false."
-            )
-    if view.integer("distillation.nnodes", 0, minimum=0):
+    key = f"{MODEL}.mtp.enable"
+    if view.raw(key) is True:
         raise NotModelled(
-            "distillation.nnodes > 0: teacher models are not modelled yet. memfit.strict=false goes on unplanned."
+            f"{key}=true: multi-token prediction, in the trainer and in the engine, is not modelled yet. Launch without the "
+            "hardware group, or go on unplanned with memfit.strict=false."
         )

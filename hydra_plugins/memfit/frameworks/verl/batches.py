@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from hydra_plugins.memfit.base.errors import ConfigError
-from hydra_plugins.memfit.frameworks.verl.launch import ACTOR, MODEL, REF, ROLLOUT, Launch
+from hydra_plugins.memfit.frameworks.verl.launch import ACTOR, ARR, MODEL, REF, REWARD, ROLLOUT, Launch
 from hydra_plugins.memfit.frameworks.verl.megatron_keys import MEGATRON, is_megatron, layout
 from hydra_plugins.memfit.frameworks.verl.tokens import Batch
 from hydra_plugins.memfit.frameworks.view import LARGEST, View
@@ -14,6 +14,11 @@ from hydra_plugins.memfit.frameworks.view import LARGEST, View
 def max_length(view: View) -> int:
     """Prompt and response together, as configured."""
     return view.integer("data.max_prompt_length", 512) + view.integer("data.max_response_length", 512)
+
+
+def scored_length(view: View) -> int:
+    """Return the length that the trainer's own reward model pads its sequences to, where it has another template."""
+    return view.integer(f"{REWARD}.max_length", max_length(view))
 
 
 def prompts_per_step(view: View) -> int:
@@ -84,6 +89,8 @@ class PassKeys:
 
 UPDATE_ACTOR, OLD_LOG_PROB, REF_LOG_PROB = "update_actor", "old_log_prob", "ref_log_prob"
 UPDATE_CRITIC, VALUES = "update_critic", "values"
+SCORES = "scores"
+"""The reward model that the trainer runs itself, up to 0.6."""
 
 _ACTOR = PassKeys(
     section=ACTOR, micro="ppo_micro_batch_size", budget="ppo_max_token_len_per_gpu", dynamic="use_dynamic_bsz"
@@ -101,6 +108,13 @@ _PASSES = {
     REF_LOG_PROB: replace(_OLD, section=REF),
     UPDATE_CRITIC: _CRITIC,
     VALUES: replace(_CRITIC, micro="forward_micro_batch_size", budget="forward_max_token_len_per_gpu"),
+    SCORES: PassKeys(
+        section=REWARD,
+        micro="micro_batch_size",
+        budget="forward_max_token_len_per_gpu",
+        dynamic="use_dynamic_bsz",
+        budget_default=32768,
+    ),
 }
 
 
@@ -121,7 +135,8 @@ def active(view: View, launch: Launch) -> tuple[str, ...]:
     """Return the passes that a step of this launch takes."""
     reference = (REF_LOG_PROB,) if uses_reference(view) else ()
     critic = (UPDATE_CRITIC, VALUES) if launch.critic_model is not None else ()
-    return (UPDATE_ACTOR, OLD_LOG_PROB, *reference, *critic)
+    scores = (SCORES,) if launch.reward_model is not None and launch.behaviour.reward_in_trainer else ()
+    return (UPDATE_ACTOR, OLD_LOG_PROB, *reference, *critic, *scores)
 
 
 def batch(view: View, launch: Launch, name: str) -> Batch:
@@ -132,14 +147,14 @@ def batch(view: View, launch: Launch, name: str) -> Batch:
     if micro is None:
         whole = view.optional_integer(keys.micro_key)
         micro = None if whole is None else max(1, whole // dp)
-    model = "critic.model" if keys.section == "critic" else MODEL
+    model = MODEL if keys.section.startswith(ARR) else f"{keys.section}.model"
     return Batch(
         dynamic=_dynamic(view, launch, keys),
         budget=view.integer(keys.budget_key, keys.budget_default),
         micro_batch=micro,
         local_sequences=max(1, -(-_pass_sequences(view, launch, name, dp) // dp)),
         sequence_parallel=sp,
-        max_length=max_length(view),
+        max_length=scored_length(view) if name == SCORES else max_length(view),
         packed=packed(view, model),
         hard_budget=launch.behaviour.hard_token_budget,
         lengths=launch.settings.lengths,
@@ -178,6 +193,8 @@ def _sequence_parallel(view: View, launch: Launch, name: str) -> int:
         return view.integer(f"{MEGATRON}.context_parallel_size", 1)
     if name == REF_LOG_PROB:
         return view.integer(f"{REF}.ulysses_sequence_parallel_size", sequence_parallel(view))
+    if name == SCORES:
+        return view.integer(f"{REWARD}.ulysses_sequence_parallel_size", 1)
     return critic_sequence_parallel(view, launch) if name in (UPDATE_CRITIC, VALUES) else sequence_parallel(view)
 
 

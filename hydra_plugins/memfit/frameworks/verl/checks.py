@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from hydra_plugins.memfit.base.errors import ConfigError
-from hydra_plugins.memfit.frameworks.verl import batches, engines, placement
+from hydra_plugins.memfit.frameworks.verl import batches, engines, others, placement
 from hydra_plugins.memfit.frameworks.verl import read as r
 from hydra_plugins.memfit.frameworks.verl.launch import ACTOR, MODEL, REF, ROLLOUT, TENSOR_PARALLEL, Launch
 from hydra_plugins.memfit.frameworks.verl.megatron_checks import indivisible, layout_notes
@@ -56,6 +56,7 @@ def fixes(view: View, launch: Launch, *, pinned: Collection[str], explicit: Coll
         *_budgets(view, launch),
         *_global_micro_batches(view, launch),
         *_in_process_engine(view, launch),
+        *_other_engines(view, launch),
         *_unread_critic_batch(view, launch),
     ]
     return unpinned(changes, pinned)
@@ -72,6 +73,18 @@ def _tensor_parallel(view: View, launch: Launch) -> list[Change]:
     if world == 0:
         why = f"the engine needs a tensor parallel size that divides the model's {heads} attention heads"
     return [Change(key=TENSOR_PARALLEL, old=view.requested(TENSOR_PARALLEL), new=fitting, kind="neutral", why=why)]
+
+
+def _other_engines(view: View, launch: Launch) -> list[Change]:
+    """Sizes of the engines of other models that do not divide their pools."""
+    changes = []
+    for other in others.others(view, launch):
+        key, size = other.size_key, view.integer(other.size_key, 2)
+        fitting = max((s for s in range(1, size + 1) if others.fits_pool(view, other, s)), default=1)
+        if fitting != size:
+            why = f"the engines of {other.model.name} must divide their {other.world_size} GPUs and its attention heads"
+            changes.append(Change(key=key, old=view.requested(key), new=fitting, kind="neutral", why=why))
+    return changes
 
 
 def _in_process_engine(view: View, launch: Launch) -> list[Change]:

@@ -12,7 +12,7 @@ from hydra_plugins.memfit.frameworks.verl.versions import engine_share, parse
 from hydra_plugins.memfit.frameworks.view import View
 from hydra_plugins.memfit.memory.engine import Engine
 from hydra_plugins.memfit.model.spec import ModelSpec
-from hydra_plugins.memfit.planning.problem import SOLVE
+from hydra_plugins.memfit.planning.problem import SOLVE, Knob
 
 _SAMPLES_PER_REPLICA = 16
 """Prompts that fully asynchronous training keeps in flight on one engine (async_training.concurrent_samples_per_replica in
@@ -130,9 +130,21 @@ def concurrent_sequences(view: View, launch: Launch) -> int:
 
 
 def engine_splits(view: View, launch: Launch, size: int) -> bool:
-    """Whether the engine can spread this model over ``size`` GPUs: the pool, attention and key/value heads divide."""
-    model, replica = launch.actor_model, size * view.integer(f"{ROLLOUT}.data_parallel_size", 1)
+    """Whether the policy's engine can be spread over ``size`` GPUs."""
+    return divides(view, ROLLOUT, launch.actor_model, launch.engine_worlds, size)
+
+
+def divides(view: View, section: str, model: ModelSpec, worlds: tuple[int, ...], size: int) -> bool:
+    """Whether an engine can spread a model over ``size`` GPUs: the pools, attention and key/value heads divide."""
+    replica = size * view.integer(f"{section}.data_parallel_size", 1)
+    replica *= view.integer(f"{section}.pipeline_model_parallel_size", 1)
     kv_heads = model.num_attention_heads if model.kv_lora_rank else model.num_key_value_heads
-    if any(world % replica for world in launch.engine_worlds) or model.num_attention_heads % size:
+    if any(world % replica for world in worlds) or model.num_attention_heads % size:
         return False
     return kv_heads % size == 0 or size % kv_heads == 0
+
+
+def share_knob(view: View, key: str, *, cost: int) -> Knob:
+    """Return the knob of an engine's share, which is solved for."""
+    why = "the largest useful share of the GPU that leaves room for the rest"
+    return Knob(key=key, requested=view.requested(key), candidates=(SOLVE,), cost=cost, why=why, fast=(SOLVE,))

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from hydra_plugins.memfit.base.units import ceil_div, round_up
-from hydra_plugins.memfit.frameworks.verl import batches, engines
+from hydra_plugins.memfit.frameworks.verl import batches, engines, others
 from hydra_plugins.memfit.frameworks.verl import read as r
 from hydra_plugins.memfit.frameworks.verl.batches import uses_reference
 from hydra_plugins.memfit.frameworks.verl.launch import ACTOR, MODEL, REF, ROLLOUT, TENSOR_PARALLEL, Launch
@@ -27,7 +27,8 @@ _CRITIC_PASSES = (batches.UPDATE_CRITIC, batches.VALUES)
 def knobs(view: View, launch: Launch) -> tuple[Knob, ...]:
     """Return the knobs of the composed config, with the candidates that verl's own checks accept."""
     trainer = (megatron_knobs,) if is_megatron(view) else (_offloads, _memory_for_compute)
-    return tuple(knob for group in (_free, micro_batches, _engine, *trainer, _semantic) for knob in group(view, launch))
+    groups = (_free, micro_batches, others.knobs, _engine, *trainer, _semantic)
+    return tuple(knob for group in groups for knob in group(view, launch))
 
 
 def _switch(view: View, key: str, *, cost: int, why: str, default: bool = False) -> Iterator[Knob]:
@@ -240,7 +241,7 @@ def _spread(view: View, launch: Launch, size: object) -> dict[str, object]:
     if size == now:
         return {}
     follows = view.has(reference) and view.integer(reference, 1) == now
-    names = tuple(name for name in batches.active(view, launch) if name not in _CRITIC_PASSES)
+    names = tuple(name for name in batches.active(view, launch) if name not in (*_CRITIC_PASSES, batches.SCORES))
     return {**({reference: size} if follows else {}), **_budgets_of(view, launch, names, size)}
 
 

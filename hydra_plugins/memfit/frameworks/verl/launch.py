@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from hydra_plugins.memfit.base.settings import Settings
@@ -15,6 +16,10 @@ from hydra_plugins.memfit.model.spec import ModelSpec
 ARR = "actor_rollout_ref"
 ACTOR, REF, MODEL = f"{ARR}.actor", f"{ARR}.ref", f"{ARR}.model"
 TENSOR_PARALLEL = f"{ROLLOUT}.tensor_model_parallel_size"
+REWARD = "reward_model"
+"""Section of a reward model that the trainer runs itself, up to 0.6."""
+REWARD_ENGINE = "reward.reward_model"
+"""Section of a reward model in an engine, 0.7 and later."""
 LORA_MERGE = f"{MODEL}.lora.merge"
 
 
@@ -28,6 +33,9 @@ class Launch:
     """Of the policy's engine."""
     actor_model: ModelSpec
     critic_model: ModelSpec | None
+    reward_model: ModelSpec | None = None
+    teachers: Mapping[str, ModelSpec] = field(default_factory=dict)
+    """Teacher models by their name below distillation.teacher_models."""
     settings: Settings
     capacity_bytes: int
     budget_bytes: int

@@ -25,6 +25,7 @@ _WHY = {
     batches.UPDATE_ACTOR: (22, f"{_UPDATE}; gradients are accumulated over more of them"),
     batches.UPDATE_CRITIC: (23, _CRITIC),
     batches.VALUES: (23, _CRITIC),
+    batches.SCORES: (23, "fewer tokens in a micro-batch of the reward model"),
 }
 """Cost and reason of each pass, in the order in which they are spent."""
 

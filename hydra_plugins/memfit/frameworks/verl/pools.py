@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from hydra_plugins.memfit.base.errors import NotModelled
+from hydra_plugins.memfit.frameworks.verl import others
 from hydra_plugins.memfit.frameworks.verl.engines import rollout_engine, rollout_name, serves_adapters
 from hydra_plugins.memfit.frameworks.verl.launch import LORA_MERGE, MODEL, Launch
 from hydra_plugins.memfit.frameworks.verl.read import bucket_bytes, sent_bytes
@@ -29,15 +30,22 @@ _LARGEST_NODE = 8
 
 def read(view: View, launch: Launch) -> PooledRun:
     """Return the launch as the config describes it; raises `ConfigError` and `NotModelled`."""
-    pools = (_rollout_pool(view, launch),) if launch.placement.apart else ()
-    return PooledRun(ranks=read_trainer(view, launch), pools=pools, one_host=_share_a_host(launch))
+    rollout = (_rollout_pool(view, launch),) if launch.placement.apart else ()
+    reward = others.reward_role(view, launch)
+    return PooledRun(
+        ranks=tuple(replace(rank, reward=reward) for rank in read_trainer(view, launch)),
+        guest=others.guest(view, launch),
+        pools=(*rollout, *others.pools(view, launch)),
+        one_host=_share_a_host(view, launch),
+    )
 
 
-def _share_a_host(launch: Launch) -> bool:
+def _share_a_host(view: View, launch: Launch) -> bool:
     """Whether Ray may put all pools on one host: it has GPUs enough for them."""
-    place = launch.placement
-    together = launch.gpus_per_node + place.gpus_per_node
-    return launch.nodes == place.nodes == 1 and together <= (launch.gpus_of_a_host or _LARGEST_NODE)
+    apart = [other for other in others.others(view, launch) if not other.hosted]
+    together = launch.gpus_per_node + launch.placement.gpus_per_node + sum(other.gpus_per_node for other in apart)
+    nodes = {launch.nodes, launch.placement.nodes or 1, *(other.nodes for other in apart)}
+    return nodes == {1} and together <= (launch.gpus_of_a_host or _LARGEST_NODE)
 
 
 def _rollout_pool(view: View, launch: Launch) -> ServingRun:

@@ -112,7 +112,7 @@ def _strategy(view: View, key: str) -> str:
     return strategy
 
 
-def _sharding(
+def sharding(
     view: View,
     launch: Launch,
     model: ModelSpec,
@@ -122,6 +122,7 @@ def _sharding(
     trainable: bool = True,
     vocabulary_head: bool = True,
 ) -> Sharding:
+    """Return how a model is wrapped and sharded, as its ``section`` of FSDP settings says."""
     asked = view.integer(f"{section}.fsdp_size", -1, minimum=-1)
     world = launch.world_size
     sharding = Sharding.of(
@@ -160,10 +161,10 @@ def _actor(view: View, launch: Launch, strategy: str, lora_rank: int) -> Role:
     packed = view.flag(f"{MODEL}.use_remove_padding", False)
     with_entropy = view.number(f"{ACTOR}.entropy_coeff", 0.0, low=-1e9, high=1e9) != 0
     with_entropy = with_entropy or view.flag(f"{ACTOR}.calculate_entropy", False)
-    sharding = _sharding(view, launch, model, section=section, strategy=strategy, trainable=not lora_rank)
+    wrapped = sharding(view, launch, model, section=section, strategy=strategy, trainable=not lora_rank)
     return Role(
         model=model,
-        sharding=sharding,
+        sharding=wrapped,
         trainable_parameters=trainable,
         master_bytes=master_bytes(view, section),
         param_offload=view.flag(f"{section}.param_offload", False) and not offload_policy,
@@ -211,7 +212,7 @@ def _reference(view: View, launch: Launch, actor: Role, strategy: str, lora_rank
     master = master_bytes(view, section) if launch.behaviour.reference_dtype_key else 2
     return Role(
         model=model,
-        sharding=actor.sharding if lora_rank else _sharding(view, launch, model, section=section, strategy=strategy),
+        sharding=actor.sharding if lora_rank else sharding(view, launch, model, section=section, strategy=strategy),
         trainable_parameters=0,
         master_bytes=actor.master_bytes if lora_rank else master,
         param_offload=True,
@@ -239,7 +240,7 @@ def _critic(view: View, launch: Launch) -> Role:
     critic = value_model(model)
     return Role(
         model=critic,
-        sharding=_sharding(view, launch, critic, section=section, strategy=strategy, vocabulary_head=False),
+        sharding=sharding(view, launch, critic, section=section, strategy=strategy, vocabulary_head=False),
         trainable_parameters=critic.parameters,
         master_bytes=master_bytes(view, section),
         param_offload=view.flag(f"{section}.param_offload", False) and not offload_policy,

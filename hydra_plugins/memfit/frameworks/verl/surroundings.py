@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hydra_plugins.memfit.base.errors import ConfigError, NotModelled
+from hydra_plugins.memfit.base.errors import ConfigError, ModelNotFound, NotModelled
 from hydra_plugins.memfit.frameworks.view import View
 from hydra_plugins.memfit.hardware.spec import Hardware
 from hydra_plugins.memfit.model.spec import ModelSpec
@@ -32,11 +32,20 @@ def gpus(view: View, context: Context) -> tuple[int, int]:
     return found, nodes
 
 
-def model(view: View, context: Context, key: str, given: ModelSpec | None) -> ModelSpec:
-    """Return the architecture that was ``given``, else that of the path at ``key``; raises `ConfigError` without one."""
+def model(view: View, context: Context, key: str, given: ModelSpec | None, *, role: str = "") -> ModelSpec:
+    """
+    Return the architecture that was ``given``, else that of the path at ``key``; raises `ConfigError` without one.
+
+    ``role``: what the model is where it is not the policy; ``memfit.models.<role>`` names its architecture.
+    """
+    named = context.settings.models.get(role)
     if given is not None:
         return given
-    path = view.text(key, "")
+    path = named or view.text(key, "")
+    help = f"memfit.models.{role}=qwen2.5-7b" if role else "+model=qwen2.5-7b"
     if not path:
-        raise ConfigError(f"{key} is not set, so the model is unknown. Set it, or add +model=qwen2.5-7b.")
-    return context.resolve_model(path)
+        raise ConfigError(f"{key} is not set, so the model is unknown. Set it, or add {help}.")
+    try:
+        return context.resolve_model(path)
+    except ModelNotFound as error:
+        raise ModelNotFound(f"{key}: {error} Here: {help}") if role else error from None

@@ -46,6 +46,8 @@ class Behaviour:
     """No empty_cache before the engine maps its weights (engine classes up to 0.8)."""
     engine_share_is_own: bool
     """The engine's share covers its own process only (server mode), so what it keeps asleep comes on top of the trainer."""
+    reward_in_trainer: bool
+    """A reward model is one more FSDP model of the trainer (up to 0.6); later it is in an engine."""
     travels_in_bf16: bool
     """Weights are cast before they are sent (engine classes up to 0.8); else they travel as they are stored."""
     whole_tensors: bool
@@ -96,6 +98,7 @@ def behaviour(version: str, *, engine_workers: bool = False) -> Behaviour:
         expandable_in_trainer=v >= (0, 6),
         sync_over_reserved=engine_classes and v < (0, 9),
         engine_share_is_own=v >= (0, 6),
+        reward_in_trainer=v < (0, 7),
         travels_in_bf16=engine_classes and v < (0, 9),
         whole_tensors=v < (0, 8),
         bucket_key=bucket_key,

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from hydra_plugins.memfit.frameworks.verl.launch import ACTOR, MODEL, REF, ROLLOUT
+from hydra_plugins.memfit.frameworks.verl.launch import ACTOR, MODEL, REF, REWARD, REWARD_ENGINE, ROLLOUT
+
+_OTHER_ENGINES = (f"{REWARD_ENGINE}.rollout", "distillation.teacher_models.teacher_model.inference")
+"""Engines of other models; teachers of other names have the same keys."""
+_ENGINE_KEYS = ("gpu_memory_utilization", "max_num_batched_tokens", "tensor_model_parallel_size")
 
 WRITABLE_KEYS = frozenset(
     {
@@ -89,6 +93,10 @@ WRITABLE_KEYS = frozenset(
         "critic.ppo_micro_batch_size",
         "critic.ppo_micro_batch_size_per_gpu",
         "data.max_response_length",
+        *(f"{section}.{name}" for section in _OTHER_ENGINES for name in _ENGINE_KEYS),
+        f"{REWARD}.forward_max_token_len_per_gpu",
+        f"{REWARD}.micro_batch_size",
+        f"{REWARD}.micro_batch_size_per_gpu",
     }
 )
 """Every key that memfit may write into a verl config; a test keeps the list and docs/verl.md together."""
