@@ -15,7 +15,9 @@ from hydra_plugins.memfit.model.resolve import load as load_model
 from hydra_plugins.memfit.model.spec import ModelSpec
 from hydra_plugins.memfit.planning.problem import SOLVE, Plan
 from hydra_plugins.memfit.planning.search import check, make_plan
+from support.verl_launch import Job, compose_jobs, words
 from support.verl_problem import ARR, read_problem
+from support.verl_wheels import package
 
 GIB = 1 << 30
 OWN = {
@@ -262,3 +264,46 @@ def test_without_them_nothing_is_read(version: str) -> None:
 
     assert "generate" not in {phase.name for phase in problem.estimate({}).phases}
     assert not any(knob.key.startswith(("reward", "distillation")) for knob in problem.knobs)
+
+
+# -- the real verl --------------------------------------------------------------------------------------------------
+LAUNCHED = [
+    *(("own", OWN, version) for version in IN_TRAINER),
+    *(("guest", ENGINE, version) for version in IN_ENGINE),
+    *(("pool", APART, version) for version in IN_ENGINE),
+    *(("teacher", TAUGHT, version) for version in ("0.8.0", "0.9.1")),
+]
+
+
+@pytest.mark.verl
+@pytest.mark.parametrize(("name", "values", "version"), LAUNCHED, ids=[f"{name}-{v}" for name, _, v in LAUNCHED])
+def test_the_real_config_is_planned(name: str, values: dict[str, Any], version: str) -> None:
+    """verl's own yaml, composed by Hydra with the hook: the installed release's checks pass, and its dataclasses are built."""
+    asked = {**values, f"{ARR}.rollout.name": "vllm", "algorithm.adv_estimator": "grpo", f"{ARR}.rollout.n": 8}
+    if name != "own":
+        asked |= {f"{ARR}.actor.use_dynamic_bsz": True}
+    asked |= dict.fromkeys(
+        (SHARE,) if name in ("guest", "pool") else (TEACHERS_SHARE,) if name == "teacher" else (), 0.95
+    )
+    extra = ["+model=qwen2.5-7b", "+hardware=a100-80", f"memfit.framework_version={version}", "memfit.report=off"]
+    job = Job(
+        config_dir=str(package(version) / "trainer" / "config"),
+        words=words(asked) + extra,
+        validate=version == "0.9.1",
+    )
+    [done] = compose_jobs([job])
+
+    assert done.error == ""
+    assert done.resolved["data"]["train_batch_size"] == 1024
+    if name == "guest":
+        assert done.resolved["reward"]["reward_model"]["rollout"]["gpu_memory_utilization"] < 0.95
+    if name == "teacher" and version == "0.9.1":
+        assert _built(done.resolved["distillation"]).teacher_models["default"].num_replicas == 2
+
+
+def _built(section: dict[str, Any]) -> Any:
+    """verl's own dataclass of a planned section."""
+    from omegaconf import OmegaConf
+    from verl.utils.config import omega_conf_to_dataclass
+
+    return omega_conf_to_dataclass(OmegaConf.create(section))
