@@ -9,19 +9,36 @@ import pty
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from hydra_plugins.memfit.base.errors import ConfigError, NoPlanFits
+from hydra_plugins.memfit.base.units import GIB
 from hydra_plugins.memfit.memory.breakdown import Estimate, HostEstimate, Shortfall
-from hydra_plugins.memfit.planning.problem import Change, Plan
+from hydra_plugins.memfit.planning.problem import Change, Knob, Plan
 from hydra_plugins.memfit.report.overrides import override
 from hydra_plugins.memfit.report.text import print_error, print_plan
-from support.plans import BATCH, DIES, MICRO_BATCH, MODEL, OFFLOAD, as_requested, changed, make_problem
+from support.plans import (
+    BATCH,
+    BUDGET,
+    DIES,
+    FITS,
+    MICRO_BATCH,
+    MODEL,
+    OFFLOAD,
+    ROLLOUT,
+    UPDATE,
+    as_requested,
+    changed,
+    make_problem,
+)
 
 PLAN = changed(MICRO_BATCH, OFFLOAD, pinned=("data.train_batch_size",), warnings=("gpus_per_node is assumed",))
+UNSET = Knob(key=MICRO_BATCH.key, requested=None, candidates=(4,), cost=1, required=True)
+OTHER_BUDGET = replace(FITS, phases=(replace(ROLLOUT, budget_bytes=BUDGET + GIB), UPDATE))
 ROOT = Path(__file__).parents[1]
 
 
@@ -110,6 +127,25 @@ def test_the_verdict_says_what_decides(plan: Plan, fact: str) -> None:
     assert fact in words_of(report(plan))
 
 
+@pytest.mark.parametrize(
+    ("plan", "fact"),
+    [
+        (as_requested(version_assumed=True), "version 0.9.1, assumed: verl is not installed here"),
+        (
+            changed(replace(MICRO_BATCH, old=None), problem=make_problem(DIES, knobs=(UNSET,))),
+            f"asked: {MICRO_BATCH.key} unset, so the whole batch is counted in one piece",
+        ),
+        (as_requested(OTHER_BUDGET), "budget: less is kept free beside an engine's share, a fact and no prediction"),
+        (changed(MICRO_BATCH, pinned=tuple(f"a.b{i}" for i in range(30))), "a.b6, a.b7 and 22 more"),
+    ],
+    ids=["version", "unset", "budgets", "pins"],
+)
+def test_what_a_reader_may_stumble_over_is_explained(plan: Plan, fact: str) -> None:
+    """An assumed version, a whole batch in the column of what was asked, two budgets, dozens of pins: each has its words."""
+    assert fact in words_of(report(plan))
+    assert fact not in words_of(report(PLAN))
+
+
 @pytest.mark.parametrize("columns", [20, 40, 60, 80, 200])
 def test_no_line_is_wider_than_the_terminal(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the width, no line is longer, and the frame closes."""
@@ -146,12 +182,25 @@ def test_a_terminal_gets_colour_unless_told_otherwise(no_color: str, has_colour:
     assert any(re.search(rb"\[(?:1;)?3\d", code) for code in colours) == has_colour
 
 
-def _on_a_terminal(environ: dict[str, str]) -> bytes:
+def test_a_long_error_is_wrapped_on_a_terminal_alone() -> None:
+    """A list of dozens of names is broken between names on a terminal, and stays one line in a log."""
+    code = "from hydra_plugins.memfit.cli.main import main; assert main(['check', '--hardware', 'h2x']) == 2"
+    shown = _on_a_terminal({"COLUMNS": "60"}, code).decode().splitlines()
+    assert len(shown) > 3 and max(map(len, shown)) <= 60
+    assert {"rtx4090,", "a100-80,", "v100-32."} & set(" ".join(shown).split())
+    command = [sys.executable, "-m", "hydra_plugins.memfit.cli.main", "check", "--hardware", "h2x"]
+    logged = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert logged.stderr.count("\n") == 1
+
+
+_PRINTS_A_PLAN = (
+    "from support.plans import as_requested; from hydra_plugins.memfit.report.text import print_plan;"
+    "print_plan(as_requested())"
+)
+
+
+def _on_a_terminal(environ: dict[str, str], code: str = _PRINTS_A_PLAN) -> bytes:
     ours, theirs = pty.openpty()
-    code = (
-        "from support.plans import as_requested; from hydra_plugins.memfit.report.text import print_plan;"
-        "print_plan(as_requested())"
-    )
     path = f"{ROOT}{os.pathsep}{ROOT / 'tests'}"
     env = {**os.environ, "PYTHONPATH": path, "TERM": "xterm-256color", "COLUMNS": "100", **environ}
     child = subprocess.Popen([sys.executable, "-c", code], stderr=theirs, stdout=theirs, env=env)

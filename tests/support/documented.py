@@ -20,6 +20,18 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = ("README.md", "CONTRIBUTING.md", *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").rglob("*.md")))
 _FENCE = re.compile(r"(?:<!-- exit (?P<exit>\d+) -->\n)?```(?P<kind>\w+)\n(?P<body>.*?)^```$", re.DOTALL | re.MULTILINE)
 
+_ALONE = """\
+import importlib.metadata as metadata
+
+def _alone(cls, name, find=metadata.Distribution.from_name):
+    if name in ("verl", "areal", "transformers", "vllm", "sglang"):
+        raise metadata.PackageNotFoundError(name)
+    return find(name)
+
+metadata.Distribution.from_name = classmethod(_alone)
+"""
+"""The frameworks of the tests' environment are not there: a page shows what a reader sees who has memfit alone."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Block:
@@ -82,10 +94,11 @@ def _environment(folder: Path) -> Mapping[str, str]:
         script.write_text(f'#!/bin/sh\nexec "{sys.executable}" {target} "$@"\n', encoding="utf-8")
         script.chmod(0o755)
     (folder / "home").mkdir()
+    (scripts / "sitecustomize.py").write_text(_ALONE, encoding="utf-8")
     return {
         "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}",
         "HOME": str(folder / "home"),
-        "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))),
+        "PYTHONPATH": os.pathsep.join(filter(None, (str(scripts), str(ROOT), os.environ.get("PYTHONPATH")))),
         "PYTHONIOENCODING": "utf-8",
         "LANG": "C.UTF-8",
         "HF_HUB_OFFLINE": "1",

@@ -77,7 +77,8 @@ def read_launch(args: argparse.Namespace, given: ConfigFile | None = None) -> Qu
     problem, pinned = launch.problem()
     stand_in = f"{adapter.name} {asked} is read with the keys and defaults of {version}."
     said = (*([stand_in] if asked not in (None, version) else []), *unread, *contradicted, *_left_out(args))
-    problem = replace(problem, warnings=(*problem.warnings, *said))
+    assumed = registry.assumes_version(adapter.name, asked)
+    problem = replace(problem, warnings=(*problem.warnings, *said), version_assumed=assumed)
     absent = frozenset(knob.key for knob in problem.knobs if value_at(config, knob.key) is ABSENT)
     return Question(problem=problem, pinned=pinned, absent=absent, config=config)
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import shutil
 import sys
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import ModuleType
@@ -90,8 +92,17 @@ def _command(name: str) -> ModuleType:
 
 
 def _fail(error: MemfitError, status: int) -> int:
-    print(f"memfit: {error}", file=sys.stderr)
+    print(_wrapped(f"memfit: {error}"), file=sys.stderr)
     return status
+
+
+def _wrapped(text: str) -> str:
+    """Return ``text`` in the lines of a terminal, names whole; for a file or a pipe as it is."""
+    if not sys.stderr.isatty():
+        return text
+    width = shutil.get_terminal_size().columns
+    fill = textwrap.TextWrapper(width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False).fill
+    return "\n".join(fill(line) for line in text.splitlines())
 
 
 def _bug(error: Exception) -> int:

@@ -56,6 +56,8 @@ class Launch:
                 self.config, replace(context, settings=replace(settings, margin=margin))
             ),
         )
+        assumed = registry.assumes_version(adapter.name, settings.framework_version)
+        problem = replace(problem, version_assumed=assumed) if assumed else problem
         return problem, pinned | _knobs_below(settings.pin, problem)
 
     def _context(self, settings: Settings, pinned: frozenset[str]) -> Context:

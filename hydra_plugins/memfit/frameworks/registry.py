@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +20,13 @@ _ADAPTERS = {
     "transformers": "hydra_plugins.memfit.frameworks.transformers.adapter:TransformersAdapter",
 }
 
+_PACKAGES = {
+    **dict.fromkeys(("verl", "verl-generation", "verl-sft"), "verl"),
+    "areal": "areal",
+    "transformers": "transformers",
+}
+"""Distribution by adapter; the runners of the others are no packages."""
+
 
 def names() -> tuple[str, ...]:
     """Return the names of all adapters."""
@@ -32,6 +40,18 @@ def adapter(name: str) -> Adapter:
     module, _, attribute = _ADAPTERS[name].partition(":")
     loaded: Adapter = getattr(importlib.import_module(module), attribute)()
     return loaded
+
+
+def assumes_version(name: str, asked: str | None) -> bool:
+    """Whether the version of a framework is neither ``asked`` for nor that of an installed package: it is a guess, and said so."""
+    package = _PACKAGES.get(name)
+    if asked is not None or package is None:
+        return False
+    try:
+        importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return True
+    return False
 
 
 def recognise(config: Mapping[str, Any]) -> Adapter:

@@ -122,6 +122,9 @@ def _from_download(path: str, environ: Mapping[str, str], tried: list[str]) -> M
         tried.append("no download: not of the form org/name")
         return None
     # Imported here because the client costs a launch more than all the rest of a resolve, and most never need it.
+    from urllib.parse import urlsplit
+
+    from hydra_plugins.memfit.base.progress import slow
     from hydra_plugins.memfit.model.download import cached_path, config_url, download, is_offline, keep
 
     kept = cached_path(path, environ)
@@ -132,7 +135,8 @@ def _from_download(path: str, environ: Mapping[str, str], tried: list[str]) -> M
         tried.append("no download: HF_HUB_OFFLINE is set")
         return None
     try:
-        data = download(path, environ)
+        with slow(f"asking {urlsplit(config_url(path, environ)).hostname} for the config.json of {path}"):
+            data = download(path, environ)
         config = parse_json(data, config_url(path, environ))
     except ModelNotFound as error:
         tried.append(f"download: {error}")

@@ -54,6 +54,8 @@ class Problem:
 
     framework: str
     framework_version: str
+    version_assumed: bool = False
+    """Nobody named the version and the framework is not installed: the newest that memfit knows stands for it."""
     hardware: Hardware
     model: ModelSpec
     gpus_per_node: int

@@ -58,7 +58,7 @@ def page(plan: Plan, *, refusal: str = "", absent: frozenset[str] = frozenset())
         style=(FILES / "page.css").read_text(encoding="utf-8"),
         script=(FILES / "page.js").read_text(encoding="utf-8"),
         title=words.launch(plan),
-        facts=_facts(plan),
+        facts=words.facts(plan),
         verdict=_verdict(plan, refusal),
         tone=_tone(plan, refusal),
         overrides=overrides(plan.changes, absent=absent),
@@ -115,11 +115,6 @@ def _number(num_bytes: int) -> str:
 
 def _signed(num_bytes: int) -> str:
     return "0" if abs(num_bytes) < GIB // 200 else f"{num_bytes / GIB:+.2f}".replace("-", "−")
-
-
-def _facts(plan: Plan) -> dict[str, str]:
-    facts = {"hardware": words.hardware(plan), "model": words.model(plan), "host": words.host(plan.estimate)}
-    return {label: text for label, text in facts.items() if text}
 
 
 def _tone(plan: Plan, refusal: str) -> str:

@@ -18,6 +18,8 @@ from hydra_plugins.memfit.report import words
 from hydra_plugins.memfit.report.json import all_warnings
 
 MAX_WIDTH = 110
+_MOST_PINS = 8
+"""Pinned keys that are named; the record of the plan has all."""
 _FRAME = 4
 """Columns of a panel's border and padding."""
 _NUMBERS = 36
@@ -82,13 +84,8 @@ def _facts(plan: Plan) -> RenderableType:
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim")
     grid.add_column(overflow="fold")
-    for label, text in (
-        ("hardware", words.hardware(plan)),
-        ("model", words.model(plan)),
-        ("host", words.host(plan.estimate)),
-    ):
-        if text:
-            grid.add_row(label, Text(text))
+    for label, text in words.facts(plan).items():
+        grid.add_row(label, Text(text))
     return Padding(grid, (1, 0))
 
 
@@ -151,7 +148,8 @@ def _notes_below_table(plan: Plan) -> list[RenderableType]:
     lines: list[RenderableType] = [Text(f"largest in {phase.name}: {words.largest_terms(phase)}", style="dim")]
     if plan.changes and not plan.requested.fits:
         lines.append(Text(f"as requested it does not fit: {words.obstacle(plan.requested)}", style="dim"))
-    return lines
+    explained = (words.unset(plan), words.budgets(plan))
+    return [*lines, *(Text(text, style="dim") for text in explained if text)]
 
 
 def _changes(plan: Plan, refusal: str) -> list[RenderableType]:
@@ -175,7 +173,7 @@ def _change(change: Change) -> list[RenderableType]:
 def _pinned(plan: Plan) -> list[RenderableType]:
     if not plan.pinned:
         return []
-    keys = Text(", ".join(plan.pinned), overflow="fold")
+    keys = Text(words.listed(plan.pinned, _MOST_PINS), overflow="fold")
     return [Text("\npinned, left as they are", style="bold"), Padding(keys, (0, 0, 0, 2))]
 
 

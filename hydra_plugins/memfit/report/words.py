@@ -91,15 +91,26 @@ def host(estimate: Estimate) -> str:
     return f"{gib(need)} of {gib(budget)}" if budget else f"{gib(need)} (what the host has is not known)"
 
 
+def version(plan: Plan) -> str:
+    """Return that the framework's version is assumed, where it is; else an empty string."""
+    problem = plan.problem
+    if not problem.version_assumed:
+        return ""
+    return f"{problem.framework_version}, assumed: {problem.framework} is not installed here"
+
+
+def facts(plan: Plan) -> dict[str, str]:
+    """Return what the prediction was made for, by label, without what is not known."""
+    found = {"version": version(plan), "hardware": hardware(plan), "model": model(plan), "host": host(plan.estimate)}
+    return {label: text for label, text in found.items() if text}
+
+
 def budgets(plan: Plan) -> str:
     """Return why phases have different budgets, or an empty string where they have one."""
-    sizes = sorted({phase.budget_bytes for phase in plan.estimate.phases})
+    sizes = {phase.budget_bytes for phase in plan.estimate.phases}
     if len(sizes) < 2:
         return ""
-    return (
-        f"budget: {gib(sizes[0])} where the whole need is predicted; up to {gib(sizes[-1])} beside an engine, whose share is "
-        "fixed and no prediction, so that less is kept free"
-    )
+    return "budget: less is kept free beside an engine's share, a fact and no prediction"
 
 
 def unset(plan: Plan) -> str:
@@ -108,7 +119,7 @@ def unset(plan: Plan) -> str:
     keys = [change.key for change in plan.changes if change.key in needed]
     if not keys:
         return ""
-    return f"asked: {listed(keys, 2)} unset; the whole batch in one piece is counted, which is what an unset value says"
+    return f"asked: {listed(keys, 2)} unset, so the whole batch is counted in one piece"
 
 
 def listed(names: Sequence[str], most: int) -> str:
