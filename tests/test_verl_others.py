@@ -78,6 +78,22 @@ def test_its_micro_batch_is_planned() -> None:
     assert large.estimate.phase("values").fits and large.trains_the_same
 
 
+@pytest.mark.parametrize(
+    ("values", "key"),
+    [
+        (OWN, "reward_model.model.use_remove_padding"),
+        ({"algorithm.adv_estimator": "gae"}, "critic.model.use_remove_padding"),
+    ],
+)
+def test_padding_is_removed_where_a_budget_does_not_bound_it(values: dict[str, Any], key: str) -> None:
+    """A token budget counts real tokens: padded, all sequences of a rank may share a micro-batch."""
+    dynamic = {**values, f"{ARR}.actor.use_dynamic_bsz": True, "data.max_response_length": 8192, f"{ARR}.rollout.n": 8}
+    plan = planned(dynamic, version="0.5.0", hardware="h200")
+
+    assert not plan.requested.phase("values").fits
+    assert plan.fits and {change.key: change.new for change in plan.changes}[key] is True
+
+
 def test_critic_and_reward_model_share_a_phase() -> None:
     """`values` is that of the model with less room left."""
     critic = {**OWN, "algorithm.adv_estimator": "gae", "critic.ppo_micro_batch_size_per_gpu": 1}

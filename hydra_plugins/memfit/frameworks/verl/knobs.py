@@ -13,7 +13,7 @@ from hydra_plugins.memfit.base.units import ceil_div, round_up
 from hydra_plugins.memfit.frameworks.verl import batches, engines, others
 from hydra_plugins.memfit.frameworks.verl import read as r
 from hydra_plugins.memfit.frameworks.verl.batches import uses_reference
-from hydra_plugins.memfit.frameworks.verl.launch import ACTOR, MODEL, REF, ROLLOUT, TENSOR_PARALLEL, Launch
+from hydra_plugins.memfit.frameworks.verl.launch import ACTOR, MODEL, REF, REWARD, ROLLOUT, TENSOR_PARALLEL, Launch
 from hydra_plugins.memfit.frameworks.verl.megatron_keys import is_megatron
 from hydra_plugins.memfit.frameworks.verl.megatron_knobs import megatron_knobs
 from hydra_plugins.memfit.frameworks.verl.micro_batches import divisors, micro_batches
@@ -148,6 +148,9 @@ def _memory_for_compute(view: View, launch: Launch) -> Iterator[Knob]:
     if launch.behaviour.legacy_workers or not view.flag(f"{MODEL}.use_remove_padding", True):
         why = "no compute and no memory for padding"
         yield from _saver(view, f"{MODEL}.use_remove_padding", cost=42, why=why)
+    if batches.SCORES in batches.active(view, launch):
+        why = "no compute and no memory for the reward model's padding"
+        yield from _saver(view, f"{REWARD}.model.use_remove_padding", cost=42, why=why)
     why = "one more forward pass instead of keeping every layer's activations"
     yield from _switch(view, f"{MODEL}.enable_gradient_checkpointing", cost=44, why=why, default=True)
     yield from _ulysses(view, launch)
@@ -163,6 +166,8 @@ def _memory_for_compute(view: View, launch: Launch) -> Iterator[Knob]:
 
 
 def _critic(view: View, launch: Launch, model: ModelSpec) -> Iterator[Knob]:
+    why = "no compute and no memory for the critic's padding"
+    yield from _saver(view, "critic.model.use_remove_padding", cost=42, why=why)
     why = "one more forward pass of the critic instead of keeping every layer's activations"
     yield from _switch(view, "critic.model.enable_gradient_checkpointing", cost=44, why=why, default=True)
     yield from _critic_ulysses(view, launch, model)

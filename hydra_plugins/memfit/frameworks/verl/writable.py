@@ -80,6 +80,7 @@ WRITABLE_KEYS = frozenset(
         "critic.megatron.tensor_model_parallel_size",
         "critic.model.enable_activation_offload",
         "critic.model.enable_gradient_checkpointing",
+        "critic.model.use_remove_padding",
         "critic.model.fsdp_config.fsdp_size",
         "critic.model.gradient_checkpointing_kwargs.activations_checkpoint_granularity",
         "critic.model.gradient_checkpointing_kwargs.activations_checkpoint_method",
@@ -97,6 +98,7 @@ WRITABLE_KEYS = frozenset(
         f"{REWARD}.forward_max_token_len_per_gpu",
         f"{REWARD}.micro_batch_size",
         f"{REWARD}.micro_batch_size_per_gpu",
+        f"{REWARD}.model.use_remove_padding",
     }
 )
 """Every key that memfit may write into a verl config; a test keeps the list and docs/verl.md together."""
