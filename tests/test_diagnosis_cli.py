@@ -192,6 +192,8 @@ def test_exit_statuses(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> No
         [str(tmp_path)],
         [str(LOGS / "torch-2.1.log"), "--config", "none.yaml"],
         [str(LOGS / "torch-2.1.log"), "--framework", "verl", "--hardware", "h100", "a.b=1"],
+        [str(LOGS / "torch-2.1.log"), "--hardware", "h1000"],
+        [str(LOGS / "torch-2.1.log"), "--framework", "verll"],
     ):
         assert main(["diagnose", *arguments]) == 2
         assert capsys.readouterr().err.startswith("memfit: ")
@@ -249,3 +251,10 @@ def test_a_log_cannot_redirect_memfit(capsys: pytest.CaptureFixture[str], tmp_pa
     found = answer(capsys, str(path))
     assert found["plan"]["model"]["source"] == "conf/model/qwen2.5-7b.yaml"
     assert found["hardware"] == "a100-80"
+
+
+def test_a_part_of_a_device_is_planned_for(capsys: pytest.CaptureFixture[str], log: Path) -> None:
+    """The capacity of the message counts, also where the named product has more (a MIG slice), and that is said."""
+    found = answer(capsys, str(log), "--hardware", "h200")
+    assert found["plan"]["hardware"]["capacity_bytes"] == pytest.approx(79.15 * 2**30, rel=1e-3)
+    assert "h200 has 139.70 GiB, and the message names 79.15 GiB: planned for 79.14 GiB." in found["notes"]

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hydra_plugins.memfit.base.errors import ConfigError, HardwareNotDetected, MemfitError, NotModelled
+from hydra_plugins.memfit.base.units import gib
 from hydra_plugins.memfit.cli.config_file import ConfigFile, nested, read_config_file
 from hydra_plugins.memfit.cli.launch import Question, read_launch
 from hydra_plugins.memfit.cli.main import surroundings
@@ -23,14 +24,18 @@ from hydra_plugins.memfit.diagnosis.scan import Scan
 from hydra_plugins.memfit.diagnosis.tokens import sequence_lengths, token_counts
 from hydra_plugins.memfit.frameworks import registry
 from hydra_plugins.memfit.frameworks.adapter import KnowsKeys
+from hydra_plugins.memfit.hardware import catalog
 from hydra_plugins.memfit.model.resolve import resolve_model
 from hydra_plugins.memfit.model.spec import ModelSpec
+from hydra_plugins.memfit.planning.problem import Problem
 from hydra_plugins.memfit.report.overrides import overrides
 
 _CAPACITY, _HELD, _HOST = "memfit.hardware.capacity_bytes", "memfit.hardware.held_bytes", "memfit.host_memory_bytes"
 
 _VARIABLES = ("PYTORCH_", "VERL_", "VLLM_", "SGLANG_", "CUDA_", "NCCL_")
 """Beginnings of the variables that are taken from a log: those of the launch, none that says where memfit looks something up."""
+_SAME = 0.02
+"""Share of the capacity by which drivers differ."""
 _NO_LAUNCH = (
     "The log does not show its launch. Give it as for memfit plan (--config FILE or key=value words, --framework) to see what "
     "would have fitted."
@@ -60,6 +65,7 @@ def diagnosis(args: argparse.Namespace, scan: Scan) -> Diagnosis:
     answer = Diagnosis(log=args.log, scan=scan, cause=cause, notes=scan.notes)
     if cause is None:
         return answer
+    _check(args)
     terms = terms_of(cause, model=_model(args))
     answer = replace(answer, devices=devices_of(cause), remarks=remarks_of(cause), terms=terms)
     own = bool(args.config or args.overrides)
@@ -75,6 +81,14 @@ def diagnosis(args: argparse.Namespace, scan: Scan) -> Diagnosis:
             raise
         said = f"No plan for the launch{_shown_in(scan.launch)}: {error}"
     return replace(answer, notes=(*answer.notes, said))
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Refuse names that nobody knows, whatever the log holds."""
+    if args.hardware not in (None, catalog.AUTO):
+        catalog.node(args.hardware)
+    if args.framework is not None:
+        registry.adapter(args.framework)
 
 
 def _shown_in(logged: LoggedLaunch | None) -> str:
@@ -143,7 +157,7 @@ def _planned(args: argparse.Namespace, answer: Diagnosis, launch: _Launch, cause
         ),
         launch_source=launch.source,
         hardware=problem.hardware.name,
-        notes=(*answer.notes, *_one_of_many(args, answer, problem.hardware.name)),
+        notes=(*answer.notes, *_one_of_many(args, answer, problem.hardware.name), *_other_capacity(problem, cause)),
         remedy=found,
         overrides=tuple(overrides(changes, absent=question.absent)),
     )
@@ -169,7 +183,7 @@ def _observed(args: argparse.Namespace, hardware: str | None, cause: Finding, he
     """Return what the log says about the machine, as settings; what the user says himself stands above it."""
     said: dict[str, int] = {_HELD: held} if held else {}
     capacity = cause.amounts.get("capacity")
-    if capacity is not None and hardware not in (None, "auto") and cause.kind.name == "gpu_oom":
+    if capacity is not None and hardware not in (None, catalog.AUTO) and cause.kind.name == "gpu_oom":
         exact = exact_capacity(str(hardware), capacity)
         said |= {} if exact is None else {_CAPACITY: exact}
     total = cause.amounts.get("total")
@@ -189,3 +203,13 @@ def _one_of_many(args: argparse.Namespace, answer: Diagnosis, used: str) -> tupl
         return ()
     others = ", ".join(name for name in answer.devices if name != used)
     return (f"Planned for {used}; by its capacity it may also be {others} (--hardware NAME).",)
+
+
+def _other_capacity(problem: Problem, cause: Finding) -> tuple[str, ...]:
+    """Return a sentence where the message names another capacity than the product has: another product, or a part of one."""
+    name, capacity = problem.hardware.name, cause.amounts.get("capacity")
+    own = catalog.node(name).get("capacity_bytes") if name in catalog.names() else None
+    if capacity is None or own is None or abs(capacity.num_bytes - own) <= _SAME * own:
+        return ()
+    planned = gib(problem.hardware.capacity_bytes)
+    return (f"{name} has {gib(own)}, and the message names {gib(capacity.num_bytes)}: planned for {planned}.",)

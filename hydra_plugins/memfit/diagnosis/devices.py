@@ -30,7 +30,7 @@ def _away(name: str, capacity: Amount) -> tuple[int, int]:
 
 def exact_capacity(name: str, capacity: Amount) -> int | None:
     """Return the capacity to plan with where the message names another one than the file; else ``None``."""
-    own = catalog.load(name).capacity_bytes
+    own = int(catalog.node(name)["capacity_bytes"])
     if abs(own - capacity.num_bytes) <= capacity.slack_bytes:
         return None
     return capacity.num_bytes - capacity.slack_bytes

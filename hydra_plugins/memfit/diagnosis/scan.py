@@ -57,7 +57,7 @@ def scan(file: BinaryLog) -> Scan:
     for block in blocks(file, notes):
         reader.take(block)
     return Scan(
-        findings=tuple(reader.findings.values()) or reader.earlier,
+        findings=tuple(reader.findings) or reader.earlier,
         runs=reader.runs + bool(reader.findings),
         num_bytes=reader.num_bytes,
         num_lines=reader.num_lines,
@@ -77,7 +77,7 @@ class _Followed:
 
 @dataclass(kw_only=True, slots=True)
 class _Reader:
-    findings: dict[tuple[str, str | None, int], Finding] = field(default_factory=dict)
+    findings: list[Finding] = field(default_factory=list)
     earlier: tuple[Finding, ...] = ()
     earlier_launch: LoggedLaunch | None = None
     runs: int = 0
@@ -137,8 +137,8 @@ class _Reader:
     def _new_run(self, launch: LoggedLaunch | None) -> None:
         """A launch after failures is the next attempt; ``launch`` is what was known of the one before."""
         self.runs += 1
-        self.earlier, self.earlier_launch = tuple(self.findings.values()), launch
-        self.findings = {}
+        self.earlier, self.earlier_launch = tuple(self.findings), launch
+        self.findings = []
         self.frames.clear()
         self.step = None
 
@@ -179,21 +179,20 @@ class _Reader:
                 return
 
     def _add(self, finding: Finding) -> None:
-        self.latest = finding
-        for known in self.findings.values():
-            if known.kind is finding.kind and _same(known, finding):
-                known.messages += finding.messages
-                if len(known.processes) < _MOST_PROCESSES:
-                    known.processes |= finding.processes
-                self.latest = known
-                known.phase = known.phase or finding.phase
-                known.function = known.function or finding.function
-                known.functions = known.functions or finding.functions
-                known.amounts = {**finding.amounts, **known.amounts}
-                known.numbers = {**finding.numbers, **known.numbers}
-                return
-        if len(self.findings) < _MOST_FINDINGS:
-            self.findings[finding.kind.name, finding.phase, finding.line] = finding
+        """Keep a failure; where it is known of another process, or was said before, add to that."""
+        known = next((f for f in self.findings if f.kind is finding.kind and _same(f, finding)), None)
+        self.latest = known or finding
+        if known is None:
+            self.findings += [finding] if len(self.findings) < _MOST_FINDINGS else []
+            return
+        known.messages += finding.messages
+        if len(known.processes) < _MOST_PROCESSES:
+            known.processes |= finding.processes
+        known.phase = known.phase or finding.phase
+        known.function, known.functions = known.function or finding.function, known.functions or finding.functions
+        known.numbers = known.numbers or finding.numbers
+        if not known.amounts:
+            known.amounts, known.others = finding.amounts, finding.others
 
     def _follow(self, followed: _Followed, line: LogLine) -> None:
         followed.remaining -= 1
