@@ -147,12 +147,12 @@ def test_dense_layers_come_first() -> None:
 
 
 def test_what_a_layer_keeps_is_the_published_sum() -> None:
-    """Qwen2.5-7B without TP: 8h of norms, q, k, v and the output, fp32 log-sum-exp, gate, up and their product."""
+    """Qwen2.5-7B without TP: norms, the projection and its rotated copies, the output, log-sum-exp, gate, up and product."""
     model, layout = whole(DENSE)
     h, m, q, k, heads = 3584, 18944, 3584, 512, 28
 
     kept = kept_bytes(Layer.of(model, layout, moe=False))
-    assert kept == 8 * h + 8 + 2 * (2 * q + 2 * k) + 4 * heads + 6 * m
+    assert kept == 8 * h + 8 + 2 * (q + 2 * k + q + k + q) + 4 * heads + 6 * m
 
 
 def test_korthikanti_without_dropout() -> None:
@@ -166,13 +166,10 @@ def test_korthikanti_without_dropout() -> None:
         head_dim=64,
     )
     kept = kept_bytes(Layer.of(gpt, Layout(world=1), moe=False))
-    log_sum_exp, variances, gate = (
-        4 * 16,
-        8,
-        2 * 4096,
-    )  # flash attention, two norms; SwiGLU has two matrices for GELU's one
+    rotated, log_sum_exp, variances = 4 * 1024, 4 * 16, 8  # copies of q and k, flash attention, two norms
+    gate = 2 * 4096  # SwiGLU has two matrices for GELU's one
 
-    assert kept - log_sum_exp - variances - gate == 32 * 1024
+    assert kept - rotated - log_sum_exp - variances - gate == 32 * 1024
 
 
 def test_sequence_parallel_divides_everything() -> None:

@@ -9,7 +9,7 @@
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
 
-OTHERS="matrix or verl or areal or tpu or fuzz or neighbours or browser or peers"
+OTHERS="matrix or verl or areal or tpu or fuzz or neighbours or browser or peers or megatron"
 TIERS=(
   "lint   |  5 | quick | ruff check . && ruff format --check . && mypy"
   "quick  |  5 | quick | python -m pytest -n 2 -m 'not (slow or $OTHERS)'"
@@ -23,6 +23,7 @@ TIERS=(
   "areal  | 15 | areal | python -m pytest -m areal"
   "tpu    | 15 | tpu   | python -m pytest -m tpu"
   "peers  |  5 | peers | python -m pytest -m peers"
+  "megatron | 15 | megatron | TORCHDYNAMO_DISABLE=1 python -m pytest -m megatron"
 )
 
 # What each environment holds besides memfit and its test tools, one pip call a line.
@@ -39,6 +40,10 @@ env_areal() {
 }
 env_browser() { pip install -q playwright==1.65.2 plotly==7.1.0 jinja2==3.1.6; }
 env_atheris() { pip install -q atheris==3.0.0; }
+env_megatron() {
+  pip install -q torch==2.13.0
+  pip install -q megatron-core==0.16.1
+}
 env_tpu() { pip install -q jax==0.8.2 libtpu==0.0.32; }
 
 env_peers() {

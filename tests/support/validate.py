@@ -21,6 +21,7 @@ from support import (
     case_validation,
     estimates,
     generation_validation,
+    megatron_validation,
     peers_validation,
     tpu_survey,
     trainer_validation,
@@ -62,6 +63,7 @@ class Page:
 PAGES = (
     Page(path="docs/validation/trainer.md", text=trainer_validation.table),
     Page(path="docs/memory-model.md", marker="error-bars", text=trainer_validation.error_bars),
+    Page(path="docs/validation/megatron.md", text=megatron_validation.page),
     Page(path="docs/validation/cases.md", text=case_validation.page),
     Page(path="docs/validation/areal.md", text=areal_validation.page),
     Page(path="docs/validation/peers.md", text=peers_validation.page),
@@ -92,6 +94,7 @@ class Figure:
 def figures() -> Iterator[Figure]:
     """Yield every claim."""
     yield from _trainer()
+    yield from _megatron()
     yield from _generation()
     yield from _tpu()
     yield from _known_runs()
@@ -104,6 +107,16 @@ def _trainer() -> Iterator[Figure]:
         yield Figure(claim=f"{name}: median error", value=found["median"], bound=0.01)
         yield Figure(claim=f"{name}: 95th percentile", value=found["p95"], bound=0.04)
         yield Figure(claim=f"{name}: furthest below", value=-found["lowest"], bound=0.02)
+
+
+def _megatron() -> Iterator[Figure]:
+    found = megatron_validation.summary(list(megatron_validation.comparisons()))
+    yield Figure(claim="Megatron stages against op-level traces: median error", value=found["median"], bound=0.02)
+    yield Figure(claim="Megatron stages against op-level traces: furthest below", value=-found["lowest"], bound=0.03)
+    states = [abs(predicted / real - 1) for _, real, predicted, _, _ in megatron_validation.measured()]
+    yield Figure(claim="Megatron states against mbridge's measurements: worst", value=max(states), bound=0.02)
+    passes = [abs(predicted / real - 1) for _, _, _, real, predicted in megatron_validation.measured()]
+    yield Figure(claim="Megatron activations against mbridge's measurements: worst", value=max(passes), bound=0.1)
 
 
 def _generation() -> Iterator[Figure]:

@@ -4,11 +4,13 @@ Symbols (elements per token): h hidden size, m MLP width, q, k, v, o widths of q
 heads), H query heads, t tensor-parallel size, s = t under sequence parallelism, else 1. Experts: E experts, a of them active
 for a token, m_e width of one.
 
-    kept by a layer          8h/s + 8/s + (2(q + k + v) + 2o + 4H)/t + 6m/t
+    kept by a layer          8h/s + 8/s + (4q + 4k + 2v + 2o + 4H)/t + 6m/t
     with full recomputation  2h/s for each group of layers
 
-8h are the inputs and outputs of both norms; 6m are gate and up (4m) and their product (2m), SwiGLU being fused. Korthikanti et
-al. (arXiv 2205.05198), section 4, is the same sum for a GPT layer with dropout: 34h there, 32h here without its masks.
+8h are the inputs and outputs of both norms; 6m are gate and up (4m) and their product (2m), SwiGLU being fused. The attention
+kernel keeps rotated copies of q and k, its output, and v, which is a view of the projection's output: all of that stays, q and
+k once more. Korthikanti et al. (arXiv 2205.05198), section 4, is the same sum for a GPT layer with dropout and without rotary
+embedding: 34h there, 32h here without its masks. Op-level traces of megatron-core agree (docs/validation/megatron.md).
 """
 
 from __future__ import annotations
@@ -48,9 +50,7 @@ class Layer:
     """s: what divides norms and residuals."""
     tensor: int
     attention: int
-    """q + k + v + o of one tensor-parallel rank, as the attention kernel keeps them."""
-    packed: int
-    """Output of the first attention projection on one rank: q, k and v together."""
+    """Rotated q and k, the projection's whole output that v is a view of, and the attention's output, on one rank."""
     heads: int
     norms: int
     """Inputs of the norms of q and k, or of the compressed q and kv of latent attention."""
@@ -67,14 +67,13 @@ class Layer:
     def of(cls, model: ModelSpec, layout: Layout, *, moe: bool) -> Layer:
         """Return the widths of a dense or of a mixture-of-experts layer."""
         t = layout.tensor
-        q, k, v, o, norms = _attention(model)
+        q, k, projected, o, norms = _attention(model)
         width = model.shared_expert_intermediate_size if moe else model.intermediate_size
         return cls(
             h=model.hidden_size,
             residual=layout.residual,
             tensor=t,
-            attention=ceil_div(q + k + v + o, t),
-            packed=ceil_div(q + k + v, t),
+            attention=ceil_div(q + k + projected + o, t),
             heads=ceil_div(model.num_attention_heads, t),
             norms=norms if model.kv_lora_rank else ceil_div(norms, t),
             m=ceil_div(width, t),
@@ -86,13 +85,15 @@ class Layer:
 
 
 def _attention(model: ModelSpec) -> tuple[int, int, int, int, int]:
+    """Widths of q, of k, of the tensor that v is a view of, of the output, and of what norms inside attention keep."""
     heads = model.num_attention_heads
     if model.kv_lora_rank:
         q = heads * (model.qk_nope_head_dim + model.qk_rope_head_dim)
         latent = model.q_lora_rank + model.kv_lora_rank + model.qk_rope_head_dim
-        return q, q, heads * model.v_head_dim, heads * model.v_head_dim, 2 * latent
+        projected = heads * (model.qk_nope_head_dim + model.v_head_dim)
+        return q, q, projected, heads * model.v_head_dim, 2 * latent
     q, k = heads * model.head_dim, model.num_key_value_heads * model.head_dim
-    return q, k, k, q, q + k if model.qk_norm else 0
+    return q, k, q + 2 * k, q, q + k if model.qk_norm else 0
 
 
 def _rows(model: ModelSpec, layout: Layout, imbalance: float) -> float:
@@ -129,14 +130,19 @@ def _experts_keep(layer: Layer, rows: float, dropped: frozenset[str]) -> int:
 
 
 def forward_bytes(layer: Layer) -> int:
-    """Return the workspace of one layer's forward pass without gradients: the MLP beside the residual and its gathered input."""
-    residual = ceil_div(4 * layer.h, layer.residual)
+    """
+    Return the workspace of one layer's forward pass without gradients: the MLP beside the residual.
+
+    4h/s + 6m/t; under sequence parallelism the input is gathered too (2h), and the second product writes a whole output
+    before it is divided (2h) while five pieces of the residual's size are alive.
+    """
+    residual, pieces = ceil_div(4 * layer.h, layer.residual), ceil_div(10 * layer.h, layer.residual)
     gathered = 2 * layer.h if layer.residual > 1 else 0
     if layer.rows:
         experts = int(layer.most_rows * (4 * layer.h + 6 * layer.expert_m))
-        return residual + max(experts, gathered + 6 * layer.m)
-    attention = 2 * layer.packed + 2 * layer.attention
-    return residual + gathered + max(6 * layer.m, attention)
+        return max(residual + max(experts, gathered + 6 * layer.m), pieces + 2 * gathered)
+    second = pieces + 2 * gathered + 2 * layer.m if gathered else 0
+    return max(residual + gathered + max(6 * layer.m, 2 * layer.attention), second)
 
 
 def backward_bytes(layer: Layer) -> int:

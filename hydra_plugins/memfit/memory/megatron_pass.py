@@ -165,12 +165,17 @@ def _written(p: StagePass, layer: Layer) -> int:
 
 
 def _carried(p: StagePass) -> int:
-    """Bytes a token beside the layers: ids and positions; the stage's input and output on their way through the pipeline."""
+    """Bytes a token beside the layers: ids, positions and rotary angles; the stage's input and output on their way."""
     sent = ceil_div(2 * p.model.hidden_size, p.layout.residual)
-    return 40 + (2 * sent if p.layout.pipeline > 1 else sent)
+    return _inputs(p) + (2 * sent if p.layout.pipeline > 1 else sent)
+
+
+def _inputs(p: StagePass) -> int:
+    """Ids, positions and labels, and one fp32 angle for each element of the part of a head that rotates."""
+    return 40 + 4 * (p.model.qk_rope_head_dim or p.model.head_dim)
 
 
 def _head_input(p: StagePass) -> int:
     """Bytes a token at the head: the last norm's input and output, gathered under sequence parallelism."""
     h = p.model.hidden_size
-    return 40 + ceil_div(4 * h, p.layout.residual) + (2 * h if p.layout.residual > 1 else 0)
+    return _inputs(p) + ceil_div(4 * h, p.layout.residual) + (2 * h if p.layout.residual > 1 else 0)

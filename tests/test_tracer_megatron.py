@@ -1,0 +1,37 @@
+"""A sample of the stored traces of megatron-core, made again."""
+
+from __future__ import annotations
+
+import gc
+from importlib.metadata import version
+from typing import Any
+
+import pytest
+
+from support.megatron_validation import rows
+
+SAMPLE = [row for row in rows() if row["case"]["model"] in ("qwen2.5-0.5b", "qwen3-4b")]
+
+
+@pytest.mark.megatron
+@pytest.mark.slow
+@pytest.mark.parametrize("stored", SAMPLE, ids=lambda row: ",".join(f"{k}={v}" for k, v in row["case"].items()))
+def test_a_trace_is_reproduced_to_the_byte(stored: dict[str, Any]) -> None:
+    """With the versions of the file every number comes out again."""
+    from tracer.megatron import MegatronCase
+    from tracer.megatron_data import row
+
+    made = {name: version(name).split("+")[0] for name in stored["versions"]}
+    if made != stored["versions"]:
+        pytest.skip(f"the file was made with {stored['versions']}, here is {made}")
+    gc.collect()
+    assert row(MegatronCase(**stored["case"]))["phases"] == stored["phases"]
+
+
+def test_every_kind_of_stage_is_traced() -> None:
+    """The rows have stages with the embedding, the head, both and neither, with and without recomputation."""
+    kinds = {(c["first"], c["last"], c["recompute"]) for c in (row["case"] for row in rows())}
+
+    assert kinds == {
+        (first, last, how) for first in (True, False) for last in (True, False) for how in ("none", "full")
+    }
