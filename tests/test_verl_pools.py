@@ -281,6 +281,22 @@ def test_what_is_not_modelled_is_refused(
 
 
 @pytest.mark.parametrize(
+    ("name", "version", "error", "said"),
+    [
+        ("hf", "0.4.1", NotModelled, "inside the trainer"),
+        ("hf", "0.9.1", ConfigError, "verl 0.9.1 has no such rollout; it has sglang, trtllm, vllm"),
+        ("trtllm", "0.9.1", NotModelled, "TensorRT-LLM"),
+        ("trtllm", "0.5.0", ConfigError, "it has hf, sglang, vllm"),
+        ("naive", "0.5.0", ConfigError, "rollout.name=vllm"),
+    ],
+)
+def test_other_rollouts_are_refused_by_name(name: str, version: str, error: type[MemfitError], said: str) -> None:
+    """One that the release has is not modelled, with the reason; one that it lacks is an error in the launch."""
+    with pytest.raises(error, match=said):
+        estimate({f"{ARR}.rollout.name": name}, version=version)
+
+
+@pytest.mark.parametrize(
     ("key", "known"),
     [
         ("async_training.staleness_threshold", RELEASES),

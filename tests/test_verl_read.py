@@ -213,7 +213,7 @@ def test_lora_trains_adapters_alone():
     [
         ({f"{ACTOR}.strategy": "megatron"}, ConfigError, "actor.strategy=megatron"),
         ({f"{ACTOR}.strategy": "veomni"}, NotModelled, "actor.strategy=veomni"),
-        ({f"{ROLLOUT}.name": "hf"}, NotModelled, "rollout.name=hf"),
+        ({f"{ROLLOUT}.name": "hf"}, ConfigError, "rollout.name=hf"),
         ({"reward.reward_model.enable": True}, ConfigError, "memfit.models.reward"),
         ({"data.train_batch_size": 0}, ConfigError, "fully asynchronous"),
         ({"data.train_batch_size": -4}, ConfigError, r"data.train_batch_size=-4 is below"),

@@ -17,7 +17,7 @@ from hydra_plugins.memfit.frameworks.verl.checks import (
     refuse_values_for_sections,
     unset_micro_batches,
 )
-from hydra_plugins.memfit.frameworks.verl.engines import rollout_name
+from hydra_plugins.memfit.frameworks.verl.engines import refuse_rollout, rollout_name
 from hydra_plugins.memfit.frameworks.verl.launch import MODEL, Launch
 from hydra_plugins.memfit.frameworks.verl.placement import read_placement, refuse_empty_pool
 from hydra_plugins.memfit.frameworks.verl.versions import behaviour
@@ -113,6 +113,7 @@ def _launch(view: View, context: Context) -> Launch:
     asked = settings.framework_version or defaults.installed_version()
     version = defaults.pick_version(asked)
     gpus, nodes = surroundings.gpus(view, context)
+    refuse_rollout(view, version)
     placement = read_placement(view, version)
     refuse_empty_pool(view, placement)
     actor = surroundings.model(view, context, f"{MODEL}.path", context.model)
