@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from hydra_plugins.memfit.memory.breakdown import COMPONENTS
 from hydra_plugins.memfit.planning.problem import Plan
 from hydra_plugins.memfit.report import formulas
+from hydra_plugins.memfit.report.html import FILES
 from hydra_plugins.memfit.report.json import to_dict
 from hydra_plugins.memfit.report.page_data import page_data
 from support.hydra_app import BATCH, LAUNCH, ROOT, run, write_app
@@ -50,6 +52,29 @@ def test_explain_as_json_is_the_data_of_the_page(tmp_path: Path) -> None:
         then = {phase["name"]: phase["needed_bytes"] for phase in choice["phases"]}
         assert choice["difference_bytes"] == {name: then[name] - now[name] for name in now}
     assert data["what_if"][0]["key"] in {change["key"] for change in data["plan"]["changes"]}
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("ground", ["ground", "card"])
+@pytest.mark.parametrize("text", ["ink", "soft", "link", "good", "warn", "bad"])
+def test_text_is_readable_on_its_ground(text: str, ground: str, scheme: str) -> None:
+    """Every colour of a text has a contrast of at least 4.5 to 1 (WCAG 2.2, 1.4.3), in both schemes."""
+    light, dark = (dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", part)) for part in _schemes())
+    colours = light if scheme == "light" else dark
+    brighter, darker = sorted((_luminance(colours[text]), _luminance(colours[ground])), reverse=True)
+    assert (brighter + 0.05) / (darker + 0.05) >= 4.5
+
+
+def _schemes() -> tuple[str, str]:
+    style = (FILES / "page.css").read_text(encoding="utf-8")
+    light, dark = re.findall(r":root \{(.*?)\}", style, re.DOTALL)[:2]
+    return light, dark
+
+
+def _luminance(colour: str) -> float:
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 
 @pytest.mark.parametrize("library", ["plotly", "jinja2"])

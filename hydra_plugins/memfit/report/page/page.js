@@ -16,21 +16,22 @@
     const narrow = chart.clientWidth < 560;
     const capacity = data.plan.hardware.capacity_bytes / GIB;
     const largest = Math.max(...phases.map((p) => p.needed_bytes / GIB));
-    const edge = Math.max(capacity, Math.min(largest, 1.3 * capacity)) * 1.03;
+    const edge = Math.max(capacity, Math.min(largest, 1.3 * capacity)) * 1.06;
     const [ink, soft, line, bad] = ["ink", "soft", "line", "bad"].map(colour);
     const traces = components.filter((name) => phases.some((p) => p.components[name])).map((name) => ({
       type: "bar", orientation: "h", name, y: names, x: phases.map((p) => p.components[name] / GIB),
       marker: { color: colour(name), line: { width: 0 } }, hovertemplate: `%{y}<br>${name} %{x:.2f} GiB<extra></extra>`,
     }));
     const mark = (name, values, marker) => ({
-      type: "scatter", mode: "markers", name, y: names, x: values.map((v) => Math.min(v, edge)), customdata: values, cliponaxis: false,
+      type: "scatter", mode: "markers", name, y: names, x: values.map((v) => Math.min(v, 0.985 * edge)), customdata: values, cliponaxis: false,
       marker: { color: ink, ...marker }, hovertemplate: `%{y}<br>${name} %{customdata:.2f} GiB<extra></extra>`,
     });
     traces.push(mark("budget", phases.map((p) => p.budget_bytes / GIB), { symbol: "line-ns-open", size: narrow ? 20 : 27, line: { width: 3, color: ink } }));
     const others = data.plan.changes.length && shown === data.planned ? data.asked.phases.filter((p) => names.includes(p.name)) : [];
     const differ = others.filter((p) => Math.abs(p.needed_bytes - phases[names.indexOf(p.name)].needed_bytes) > GIB / 100);
     if (differ.length) {
-      const asked = mark("asked", differ.map((p) => p.needed_bytes / GIB), { symbol: "diamond-open", size: 11, color: bad, line: { width: 2 } });
+      const symbol = differ.map((p) => (p.needed_bytes / GIB > edge ? "triangle-right-open" : "diamond-open"));
+      const asked = mark("asked", differ.map((p) => p.needed_bytes / GIB), { symbol, size: 11, color: bad, line: { width: 2 } });
       traces.push({ ...asked, y: differ.map((p) => p.name) });
     }
     const size = narrow ? 11 : 13;
@@ -42,7 +43,7 @@
     return [traces, {
       barmode: "stack", bargap: 0.34, showlegend: false, dragmode: false, annotations: says, hovermode: "closest",
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { family: "system-ui, sans-serif", size, color: ink },
-      height: Math.max(260, 44 * names.length + 70), margin: { l: narrow ? 116 : 140, r: narrow ? 62 : 142, t: 6, b: 46 },
+      height: 44 * Math.max(names.length, 2) + 70, margin: { l: narrow ? 116 : 140, r: narrow ? 62 : 142, t: 6, b: 46 },
       xaxis: { range: [0, edge], fixedrange: true, ticksuffix: "", title: { text: "GiB of one GPU", font: { size, color: soft } }, gridcolor: line, zeroline: false, tickfont: { color: soft } },
       yaxis: { ticklabelstandoff: 6, autorange: "reversed", fixedrange: true, tickvals: names, ticktext: names.map((n) => (n === binding ? `<b>▶ ${n}</b>` : n)) },
       shapes: [
@@ -66,7 +67,7 @@
     press(view);
     const tightest = view === "planned" ? phases.find((p) => p.name === binding) : phases.find((p) => !p.fits) || phases.find((p) => p.name === binding);
     const over = tightest.fits ? "" : ", too much";
-    say(`${view === "asked" ? "As asked" : "The plan"}: ${tightest.name} needs ${asText(tightest.needed_bytes)} of ${asText(tightest.budget_bytes)} GiB${over}`, data[view].fits);
+    say(`${view === "asked" ? "As asked" : data.plan.fits ? "The plan" : "The best attempt"}: ${tightest.name} needs ${asText(tightest.needed_bytes)} of ${asText(tightest.budget_bytes)} GiB${over}`, data[view].fits);
     draw();
   }
 
