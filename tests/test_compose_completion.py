@@ -31,7 +31,7 @@ def test_tab_offers_the_hardware_and_the_settings(tmp_path: Path) -> None:
     asked = (
         "python app.py +hardware=",
         f"python app.py {MODEL} +hardware=h2",
-        "python app.py +hardware=h200 memfit.ma",
+        "python app.py +hardware=h200 memfit.marg",
     )
     done = subprocess.run(
         ["bash", "-c", TAB, "bash", *asked],
