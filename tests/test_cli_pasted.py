@@ -48,6 +48,7 @@ def test_only_the_values_are_left(line: str, words: str, environ: dict[str, str]
     [
         (f"python3 {MODULE} a=1 \\\n    b='x y' 2>&1 | tee log", ("a=1", "b=x y")),
         (f"X=1 python3 {MODULE} a=$GIVEN > log", ("a=5",)),
+        (f'python3 {MODULE} a=1 "$@"', ("a=1",)),
         ("python3 train.py 'a=[1,2]'", ("a=[1,2]",)),
         ("data.path=my file.py x", ("data.path=my file.py x",)),
         ("\\", ()),

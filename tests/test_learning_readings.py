@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from hydra_plugins.memfit.base.errors import ConfigError
 from hydra_plugins.memfit.base.units import GIB, MIB
 from hydra_plugins.memfit.learning.kind import DEVICE, RESERVED
-from hydra_plugins.memfit.learning.readings import KEY, LONGEST_LINE, MOST_BYTES, read
+from hydra_plugins.memfit.learning.readings import KEY, MOST_BYTES, read
 
 VERL = f"step:1 - global_seqlen/min:9 - {KEY}:12.5 - perf/max_memory_allocated_gb:99.5\n"
 AREAL = (
@@ -55,6 +56,7 @@ def test_known_formats(tmp_path: Path, name: str, text: str, expected: set[tuple
     [
         ("a.csv", "index, utilization.gpu [%]\n", "no column memory.used. Sample with: nvidia-smi"),
         ("none.log", None, "No such file"),
+        ("none.csv", None, "No such file"),
     ],
 )
 def test_files_that_cannot_be_read(tmp_path: Path, name: str, text: str | None, message: str) -> None:
@@ -89,10 +91,17 @@ def test_no_file_breaks_the_readers(tmp_path_factory: pytest.TempPathFactory, no
     assert all(0 < reading.peak_bytes <= MOST_BYTES and reading.count > 0 for reading in found)
 
 
+def test_packed_logs_are_read(tmp_path: Path) -> None:
+    """A gzip file is read like the log that is in it; one that breaks off, up to there."""
+    file = tmp_path / "a.log.gz"
+    file.write_bytes(gzip.compress(VERL.encode()) + gzip.compress(VERL.encode())[:-12])
+    assert [reading.peak_bytes for reading in read(file)] == [12.5 * GIB]
+
+
 def test_a_line_without_end_is_read_in_pieces(tmp_path: Path) -> None:
     """A progress bar of megabytes costs no more memory than one piece of it."""
     file = tmp_path / "a.log"
-    file.write_bytes(b"#" * (3 * LONGEST_LINE) + b"\n" + VERL.encode())
+    file.write_bytes(b"#" * (3 << 20) + b"\n" + VERL.encode())
     assert [reading.count for reading in read(file)] == [1]
 
 

@@ -30,7 +30,7 @@ SEEN = Observation(
 
 
 def test_what_is_kept_is_read_again(tmp_path: Path) -> None:
-    """Observations come back whole, by kind; the same run learned again replaces itself."""
+    """Observations come back whole, by kind; the same run learned again replaces itself, another in its place does not."""
     file = tmp_path / "deep" / "store.sqlite3"
     assert store.read(file) == []
     other = replace(SEEN, run="/runs/2", kind="xyz", outcome="oom", phase="update_actor")
@@ -38,7 +38,11 @@ def test_what_is_kept_is_read_again(tmp_path: Path) -> None:
         store.add(file, seen)
     assert store.read(file, "abc") == [replace(SEEN, observed=95)]
     assert {seen.run for seen in store.read(file)} == {"/runs/1", "/runs/2"}
-    assert (store.forget(file, "abc"), store.read(file)) == (1, [other])
+    died = replace(SEEN, outcome="oom", predicted=120)
+    store.add(file, died)
+    store.add(file, replace(SEEN, predicted=130))
+    assert died in store.read(file, "abc") and len(store.read(file, "abc")) == 3
+    assert (store.forget(file, "abc"), store.read(file)) == (3, [other])
     assert (store.forget(file, None), store.read(file)) == (1, [])
 
 

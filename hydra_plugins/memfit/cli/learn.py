@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,8 +38,6 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Learn from one run, or show or forget what was learned; return 0."""
-    import os
-
     from hydra_plugins.memfit.learning.where import store_path
 
     file = store_path(os.environ)
@@ -54,8 +53,9 @@ def _learn(file: Path, args: argparse.Namespace) -> None:
     from hydra_plugins.memfit.learning import store
     from hydra_plugins.memfit.learning.observe import expectation_in, files_of, observe
 
-    paths = [Path(word).expanduser() for word in args.overrides if "=" not in word]
-    args.overrides = [word for word in args.overrides if "=" in word]
+    words = [word for word in args.overrides if "=" not in word or os.path.exists(word)]
+    args.overrides = [word for word in args.overrides if word not in words]
+    paths = [Path(word).expanduser() for word in words]
     if not paths:
         raise ConfigError(
             "memfit learn needs a run: its folder, or its log. Example: memfit learn outputs/run console.log"

@@ -37,6 +37,7 @@ _ASSIGNMENT = re.compile(r"[A-Z_][A-Z0-9_]*=")
 _LINE = re.compile(r"\s-m\s|\.py(\s|$)")
 _SHELL_VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
 _END_OF_COMMAND = re.compile(r"[|&;].*|\d?>.*|2>&1")
+_ARGUMENTS = frozenset({"$@", "$*"})
 _ALONE = frozenset({"-m", "--multirun", "--resolve", "-r", "--run", "--hydra-help"})
 _WITH_VALUE = frozenset({"-c", "--cfg", "-p", "--package", "-i", "--info", "--experimental-rerun"})
 _NAME = frozenset({"-cn", "--config-name"})
@@ -84,7 +85,7 @@ def _split(word: str) -> list[str]:
     except ValueError as error:
         raise ConfigError(f"the pasted line cannot be read ({error}): {word[:80]!r}") from None
     end = next((i for i, part in enumerate(parts) if _END_OF_COMMAND.fullmatch(part)), len(parts))
-    return parts[:end]
+    return [part for part in parts[:end] if part not in _ARGUMENTS]
 
 
 def _expanded(line: str) -> str:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from hydra_plugins.memfit.learning.store import Observation
 
 ANY_PHASE = ""
+"""Where a run died, when its log does not tell."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,8 +39,7 @@ def lesson_of(found: Sequence[Observation], capacity: int) -> Lesson:
     limits: dict[str, int] = {}
     for seen in found:
         if seen.outcome == "oom":
-            phase = seen.phase or ANY_PHASE
             limit = limit_of(predicted=seen.predicted, needed=seen.observed, capacity=seen.capacity, now=capacity)
-            limits[phase] = min(limit, limits.get(phase, limit))
+            limits[seen.phase] = min(limit, limits.get(seen.phase, limit))
     margin = margin_of(ratios, Settings().margin) if ratios else None
     return Lesson(margin=margin, runs=len(ratios), limits=limits)

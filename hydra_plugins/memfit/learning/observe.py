@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,17 +50,13 @@ def files_of(paths: Sequence[Path]) -> tuple[Path | None, list[Path]]:
     return (records[0] if records else None), list(dict.fromkeys(files))
 
 
-def _below(folder: Path) -> Iterator[Path]:
-    found = []
-    for pattern in (RECORD, *_NAMES):
-        for file in folder.rglob(pattern):
-            if file.is_file() and len(file.relative_to(folder).parts) <= _DEPTH:
-                found.append(file)
-            if len(found) > _MOST_FILES:
-                raise ConfigError(
-                    f"{folder} holds more than {_MOST_FILES} files: name the run's own folder, or its files."
-                )
-    yield from sorted(found)
+def _below(folder: Path) -> list[Path]:
+    """Return the files that may hold readings; not deeper, where checkpoints lie."""
+    patterns = (f"{'*/' * depth}{name}" for depth in range(_DEPTH) for name in (RECORD, *_NAMES))
+    found = sorted({file for pattern in patterns for file in folder.glob(pattern) if file.is_file()})
+    if len(found) > _MOST_FILES:
+        raise ConfigError(f"{folder} holds more than {_MOST_FILES} logs: name the run's own folder, or its files.")
+    return found
 
 
 def expectation_in(record: Path) -> Mapping[str, Any]:
@@ -133,7 +129,7 @@ def ran(run: str, expected: Mapping[str, Any], reading: Readings) -> Observation
 
 
 def _died(run: str, expected: Mapping[str, Any], death: Death) -> Observation:
-    phase = death.phase if death.phase in expected["phases"] else None
+    phase = death.phase if death.phase is not None and death.phase in expected["phases"] else ""
     predicted = int(expected["phases"][phase] if phase else max(expected["phases"].values()))
     return Observation(
         **_common(run, expected),

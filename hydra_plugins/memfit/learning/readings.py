@@ -11,17 +11,15 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
 from hydra_plugins.memfit.base.errors import ConfigError
 from hydra_plugins.memfit.base.units import GIB, MIB
+from hydra_plugins.memfit.diagnosis.stream import blocks, open_log
 from hydra_plugins.memfit.learning.kind import DEVICE, RESERVED
 
 KEY = "perf/max_memory_reserved_gb"
-LONGEST_LINE = 1 << 20
-"""Bytes of a line that are looked at; verl's line of one step has some thousands."""
 MOST_BYTES = 16 << 40
 """What no accelerator has: a larger reading is none."""
 _NUMBER = rb"([0-9]{1,15}(?:\.[0-9]{1,15})?(?:[eE][+-]?[0-9]{1,2})?)"
@@ -30,6 +28,7 @@ _AREAL_RESERVED = re.compile(rb"memory reserved \((GB|MB|KB)\): " + _NUMBER)
 _AREAL_DEVICE = re.compile(rb"device memory used/total \((GB|MB|KB)\): " + _NUMBER + rb"/")
 _AREAL_UNITS = {b"GB": GIB, b"MB": MIB, b"KB": 1024}
 _UNITS = {"MIB": MIB, "GIB": GIB, "KIB": 1024, "B": 1}
+_NEEDLES = (KEY.encode(), b"memory reserved (")
 _EVENTS = "events.out.tfevents"
 
 
@@ -63,21 +62,22 @@ def read(path: Path) -> list[Readings]:
 
 
 def _lines(path: Path) -> Iterator[tuple[str, int]]:
-    with path.open("rb") as file:
-        for line in _bounded(file):
-            if line.lstrip()[:1] == b"{":
-                yield from _record(line)
-                continue
-            for match in _VERL.finditer(line):
-                yield from _reading(RESERVED, match[1], GIB)
-            for scope, pattern in ((RESERVED, _AREAL_RESERVED), (DEVICE, _AREAL_DEVICE)):
-                for match in pattern.finditer(line):
-                    yield from _reading(scope, match[2], _AREAL_UNITS[match[1]])
+    with open_log(str(path)) as file:
+        for block in blocks(file, []):
+            if any(needle in block.data for needle in _NEEDLES):
+                for line in block.data.split(b"\n"):
+                    yield from _line(line)
 
 
-def _bounded(file: BufferedReader) -> Iterator[bytes]:
-    while line := file.readline(LONGEST_LINE):
-        yield line
+def _line(line: bytes) -> Iterator[tuple[str, int]]:
+    if line.lstrip()[:1] == b"{":
+        yield from _record(line)
+        return
+    for match in _VERL.finditer(line):
+        yield from _reading(RESERVED, match[1], GIB)
+    for scope, pattern in ((RESERVED, _AREAL_RESERVED), (DEVICE, _AREAL_DEVICE)):
+        for match in pattern.finditer(line):
+            yield from _reading(scope, match[2], _AREAL_UNITS[match[1]])
 
 
 def _record(line: bytes) -> Iterator[tuple[str, int]]:

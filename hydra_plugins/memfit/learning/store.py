@@ -21,9 +21,10 @@ _WRITE_TIMEOUT_S = 30.0
 _READ_TIMEOUT_S = 2.0
 _MAKE = """
 create table if not exists runs (
-    run text primary key, kind text not null, alike text not null, memfit text not null, outcome text not null,
-    scope text not null, phase text, predicted integer not null, observed integer not null, capacity integer not null,
-    learned_on text not null default (datetime('now'))
+    run text not null, kind text not null, alike text not null, memfit text not null, outcome text not null,
+    scope text not null, phase text not null, predicted integer not null, observed integer not null,
+    capacity integer not null, learned_on text not null default (datetime('now')),
+    primary key (run, kind, outcome, phase, predicted)
 )
 """
 _FIELDS = ("run", "kind", "alike", "memfit", "outcome", "scope", "phase", "predicted", "observed", "capacity")
@@ -38,7 +39,7 @@ class Observation:
     """What one run showed. Sizes are bytes of one device."""
 
     run: str
-    """Where the run was read: the same one learned again replaces itself."""
+    """Where the run was read. The same one, with the same prediction, replaces itself; another one in that place does not."""
     kind: str
     alike: Mapping[str, str]
     """The kind in words (`kind.kind_of`)."""
@@ -47,8 +48,8 @@ class Observation:
     outcome: str
     """``ran`` or ``oom``."""
     scope: str
-    phase: str | None = None
-    """Where it ran out of memory, if that is known."""
+    phase: str = ""
+    """Where it ran out of memory; empty where that is not known."""
     predicted: int
     observed: int
     """The peak; of a run that died, the least that it needed (0: not known)."""
