@@ -129,7 +129,7 @@ def test_a_plan_that_died_is_not_made_again(desk: Desk) -> None:
     assert desk.says("check", *asked)[0] == 3
 
 
-@pytest.mark.parametrize("how", ["no database", "locked", "unreadable variable"])
+@pytest.mark.parametrize("how", ["no database", pytest.param("locked", marks=pytest.mark.slow), "unreadable variable"])
 def test_a_store_that_cannot_be_used_costs_a_warning(desk: Desk, how: str) -> None:
     """The default margin counts, once said; a launch never fails because of the store."""
     expected = desk.json("check", *ONE_NODE, SMALL)

@@ -18,7 +18,8 @@ from hydra_plugins.memfit.learning.where import VARIABLE
 
 SCHEMA = 1
 _WRITE_TIMEOUT_S = 30.0
-_READ_TIMEOUT_S = 2.0
+_READ_TIMEOUT_S = 5.0
+"""A plan waits so long for a writer at most, and then does without."""
 _MAKE = """
 create table if not exists runs (
     run text not null, kind text not null, alike text not null, memfit text not null, outcome text not null,
