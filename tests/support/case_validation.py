@@ -101,7 +101,7 @@ def page() -> str:
         "",
         "Only runs whose micro-batches are published count in this table; the others are marked `partial` below.",
         "",
-        "| run | hardware | verl | known | memfit | phase | peak / budget | |",
+        "| run | hardware | verl | known | memfit | phase | peak / budget | what is not known, or not modelled |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for j in judged:
@@ -114,9 +114,13 @@ def _row(j: Judged) -> str:
     name = f"[{case['id']}]({case['source']})" if case["source"] else case["id"]
     head = f"| {name} | {case['nodes']}x{case['gpus']} {case['hardware']} | {case['version']} | {case['outcome']} "
     if j.plan is None:
-        return head + f"| {j.verdict} | | | {j.refusal} |"
+        return head + f"| {j.verdict} | | | {_joined(j.refusal, case.get('note', ''))} |"
     phase = j.plan.binding_phase
     mark = "" if j.complete else "partial"
     short = "; ".join(s.why for s in j.plan.estimate.shortfalls)
     peak = f"{gib(phase.peak_bytes)} / {gib(phase.budget_bytes)}"
-    return head + f"| {j.verdict} | {phase.name} | {peak} | {mark} {short} |"
+    return head + f"| {j.verdict} | {phase.name} | {peak} | {_joined(mark, case.get('note', ''), short)} |"
+
+
+def _joined(*parts: str) -> str:
+    return "; ".join(part for part in parts if part)
