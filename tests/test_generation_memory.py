@@ -154,7 +154,7 @@ def test_sort_scratch_follows_the_branches_of_the_kernel(rows: int, expected: in
 
 @pytest.mark.parametrize(
     ("cache", "expandable", "share"),
-    [("dynamic", False, 0.26), ("dynamic", True, 0.10), ("static", False, 0.06), ("static", True, 0.03)],
+    [("dynamic", False, 0.26), ("dynamic", True, 0.23), ("static", False, 0.06), ("static", True, 0.03)],
 )
 def test_process_adds_context_and_fragmentation_of_what_moves(cache: str, expandable: bool, share: float) -> None:
     """The process holds the tensors, a context, and a share of all but the weights; a cache that grows leaves more holes."""
@@ -166,13 +166,14 @@ def test_process_adds_context_and_fragmentation_of_what_moves(cache: str, expand
     assert whole.total_bytes == tensors.total_bytes + whole.context + whole.fragmentation
 
 
-def test_growing_cache_fragments_a_full_gpu() -> None:
+@pytest.mark.parametrize("expandable", [False, True])
+def test_growing_cache_fragments_a_full_gpu(expandable: bool) -> None:
     """On the allocator's model, a decode whose cache grows needs more than its tensors, and with that much it runs."""
     loop = Loop(rows=4, prompt=64, new=40, layers=6, kv=256, vocabulary=4096, hidden=256, mlp=1024)
-    needed = needed_share(loop)
+    needed = needed_share(loop, expandable=expandable)
 
-    assert 1.0 < needed < 1.6
-    replay(loop, limit=int(replay(loop) * needed))
+    assert 1.0 < needed < 1.9
+    replay(loop, limit=int(replay(loop) * needed), expandable=expandable)
     with pytest.raises(OutOfMemory):
         replay(loop, limit=replay(loop) - 1)
 

@@ -33,8 +33,8 @@ class Loop:
 class FullGpu(CachingAllocator):
     """The allocator below a limit; counts what is asked for."""
 
-    def __init__(self, limit: int) -> None:
-        super().__init__(limit)
+    def __init__(self, limit: int, *, expandable: bool = False) -> None:
+        super().__init__(limit, expandable=expandable)
         self.used = self.peak_used = self.key = 0
         self.sizes: dict[int, int] = {}
 
@@ -54,9 +54,9 @@ class FullGpu(CachingAllocator):
             self.used -= self.sizes.pop(key)
 
 
-def replay(loop: Loop, limit: int = NO_LIMIT, before: Loop | None = None) -> int:
+def replay(loop: Loop, limit: int = NO_LIMIT, before: Loop | None = None, *, expandable: bool = False) -> int:
     """Return the largest sum of live bytes of one call; raises `OutOfMemory`. ``before`` ran in the same process."""
-    gpu = FullGpu(limit)
+    gpu = FullGpu(limit, expandable=expandable)
     for call in (before, loop) if before else (loop,):
         cache = _prefill(gpu, call)
         held: list[int] = []
@@ -89,13 +89,13 @@ def _choose(gpu: FullGpu, call: Loop, held: list[int]) -> list[int]:
     return kept
 
 
-def needed_share(loop: Loop, before: Loop | None = None) -> float:
+def needed_share(loop: Loop, before: Loop | None = None, *, expandable: bool = False) -> float:
     """Return the smallest limit that works, as a multiple of the live bytes, to 1 %."""
     live, low, high = replay(loop), 1.0, 2.0
     while high - low > 0.01:
         middle = (low + high) / 2
         try:
-            replay(loop, int(live * middle), before)
+            replay(loop, int(live * middle), before, expandable=expandable)
             high = middle
         except OutOfMemory:
             low = middle
@@ -114,13 +114,19 @@ LOOPS = [
 
 
 def main() -> None:
-    """Print what each loop needs, in a fresh process and after a shorter one."""
-    shares = []
-    for loop in LOOPS:
-        shorter = replace(loop, rows=max(1, loop.rows // 2), prompt=loop.prompt // 2 + 3)
-        shares += [needed_share(loop), needed_share(loop, shorter)]
-        print(f"{loop} fresh {shares[-2]:.2f} after another {shares[-1]:.2f}", flush=True)
-    print(f"median {statistics.median(shares):.2f}, least {min(shares):.2f}, most {max(shares):.2f} of {len(shares)}")
+    """Print what each loop needs, in a fresh process and after a shorter one, with ordinary and expandable segments."""
+    for expandable in (False, True):
+        shares = []
+        for loop in LOOPS:
+            shorter = replace(loop, rows=max(1, loop.rows // 2), prompt=loop.prompt // 2 + 3)
+            found = [needed_share(loop, before, expandable=expandable) for before in (None, shorter)]
+            shares += found
+            print(f"{loop} fresh {found[0]:.2f} after another {found[1]:.2f}", flush=True)
+        spread = (
+            f"median {statistics.median(shares):.2f}, least {min(shares):.2f}, most {max(shares):.2f} of {len(shares)}"
+        )
+        most = sorted(shares)[-3]
+        print(f"{'expandable' if expandable else 'ordinary'} segments: {spread}; all but two within {most:.2f}")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """What training needs above what its tensors take, and what the default margin covers: docs/validation/reserved.md.
 
-``python -m support.validate --write`` writes the page, from tests/data/reserved.json (``python -m tracer.make_reserved``: steps replayed
-through a model of torch's allocator), tests/data/traces.json (errors of the formulas) and tests/data/overheads.yaml (public
-observations of what lies outside the allocator).
+``python -m support.validate --write`` writes the page, from tests/data/reserved.json (``python -m tracer.make_reserved``: steps
+replayed through a model of torch's allocator), tests/data/traces.json (errors of the formulas) and tests/data/overheads.yaml
+(public observations of what lies outside the allocator).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,8 @@ from tracer.case import Case
 DATA = Path(__file__).parents[1] / "data"
 MARGIN = Settings().margin
 QUANTILES = (0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
-CAPACITY = 79 * GIB
-"""Usable bytes of a device of 80 GB, for what is in bytes and not a share."""
+CAPACITIES = {"80 GB": 79 * GIB, "24 GB": 23 * GIB}
+"""Usable bytes of two devices, for what is in bytes and not a share."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,6 @@ def replays() -> tuple[Replay, ...]:
 
 
 def _replay(row: dict[str, Any]) -> Replay:
-    from dataclasses import asdict
-
     case = asdict(Case(**row["case"]))
     role, predicted, expandable = role_of(case), predict(case), row["expandable"]
     update, forward = role.update_pass().total_bytes, role.forward_pass().total_bytes
@@ -97,7 +95,7 @@ def context_errors() -> list[int]:
 def _assumed(observation: dict[str, Any]) -> int:
     if "sends" in observation["what"]:
         return SERVED_TRAINER_BYTES
-    return trainer_context_bytes(world_size=observation["gpus"])
+    return trainer_context_bytes(world_size=observation["gpus"] or 2)
 
 
 def quantile(values: Iterable[float], q: float) -> float:
@@ -107,22 +105,22 @@ def quantile(values: Iterable[float], q: float) -> float:
 
 
 @cache
-def margins(*, expandable: bool) -> tuple[float, ...]:
+def margins(*, expandable: bool, device: str = "80 GB") -> tuple[float, ...]:
     """
-    Return the margin that every combination of three independent errors needs, as shares of an 80 GB device.
+    Return the margin that every combination of three independent errors needs, as shares of the device.
 
     The allocator's (a replay), the formulas' (a traced phase, where it was predicted too low it needs room), and that of what
     lies outside the allocator (a posted process).
     """
     allocator = [r.margin for r in replays() if r.expandable == expandable]
     formulas = [-c.error for c in comparisons()]
-    outside = [error / CAPACITY for error in context_errors()]
+    outside = [error / CAPACITIES[device] for error in context_errors()]
     return tuple(sorted(sum(errors) for errors in itertools.product(allocator, formulas, outside)))
 
 
-def covered(*, expandable: bool) -> float:
+def covered(*, expandable: bool, device: str = "80 GB") -> float:
     """Return the share of those combinations that the default margin is enough for."""
-    needed = margins(expandable=expandable)
+    needed = margins(expandable=expandable, device=device)
     return sum(value <= MARGIN for value in needed) / len(needed)
 
 
@@ -138,24 +136,35 @@ def _introduction() -> Iterator[str]:
     yield from (
         "# Reserved, not only allocated",
         "",
-        "Written by `python -m support.validate --write`. People run out of memory on what torch's allocator has *reserved*: blocks are "
+        "Written by `python -m support.validate --write`. People run out of memory on what torch's allocator has "
+        "*reserved*: blocks are "
         "rounded, and free bytes inside a segment that is partly used serve nobody who needs more. "
-        f"`python -m tracer.make_reserved` replayed {cases} traced cases, one of each kind ({versions}; {replays()[0].row['date']}, "
-        "CPU, no GPU), through a model of that allocator below a limit, as on a full device: when a segment cannot be had, everything that is "
-        "wholly free is given back, and only then the request fails ([the rules](tracer.md)). The result is the smallest limit "
+        f"`python -m tracer.make_reserved` replayed {cases} traced cases, one of each kind ({versions}; "
+        f"{replays()[0].row['date']}, "
+        "CPU, no GPU), through a model of that allocator below a limit, as on a full device: when a segment cannot "
+        "be had, everything that is "
+        "wholly free is given back, and only then the request fails ([the rules](tracer.md)). The result is the "
+        "smallest limit "
         "(to 0.4 %) that two steps survived.",
         "",
-        "A step is four micro-batches of log-probs and four of the update, one of them full, then the optimizer step and `empty_cache`, where "
-        "verl has it. Lengths: *dynamic* packs of a token budget, *static* rows of log-normal responses, or *padded* rows. States stay on the "
-        "GPU, or are offloaded between passes. Adam's states are made by the first step among what is cached then. *Expandable*: as verl "
+        "A step is four micro-batches of log-probs and four of the update, one of them full, then the optimizer step "
+        "and `empty_cache`, where "
+        "verl has it. Lengths: *dynamic* packs of a token budget, *static* rows of log-normal responses, or *padded* "
+        "rows. States stay on the "
+        "GPU, or are offloaded between passes. Adam's states are made by the first step among what is cached then. "
+        "*Expandable*: as verl "
         "0.6 and later run their trainer, what is loaded first in ordinary segments, the rest in expandable ones.",
         "",
     )
 
 
+def _heads() -> str:
+    return " | ".join(f"p{q * 100:.0f}" for q in QUANTILES)
+
+
 def _replayed() -> Iterator[str]:
     yield from ("## What replayed steps needed", "")
-    yield "| segments | replays | what | least | " + " | ".join(f"p{q * 100:.0f}" for q in QUANTILES) + " | most |"
+    yield f"| segments | replays | what | least | {_heads()} | most |"
     yield "|---|---|---|---" + "|---" * len(QUANTILES) + "|---|"
     for expandable, name in ((True, "expandable"), (False, "ordinary")):
         chosen = [r for r in replays() if r.expandable == expandable]
@@ -169,10 +178,13 @@ def _replayed() -> Iterator[str]:
     terms = [fragmentation_bytes(1000, expandable_segments=e) / 10 for e in (True, False)]
     yield from (
         "",
-        f"The planned term (`fragmentation`) is {terms[0]:g} % of what a pass allocates and frees with expandable segments and "
-        f"{terms[1]:g} % without (`memory/overheads.py`). The first is above the replays' median, the second below it: with the replays' "
-        "median, three public launches that are known to fit would be called too large. One pair of them brackets the truth: "
-        "Qwen2-14B with LoRA on two 80 GB GPUs (verl 0.4.1, ordinary segments) ran with 58 sequences a GPU and died with 59 "
+        f"The planned term (`fragmentation`) is {terms[0]:g} % of what a pass allocates and frees with expandable "
+        f"segments and "
+        f"{terms[1]:g} % without (`memory/overheads.py`): above the replays' median with them, below it without, "
+        f"where the margin has to make "
+        "up for it. A public pair brackets the truth for ordinary segments: Qwen2-14B with LoRA on two 80 GB GPUs "
+        "(verl 0.4.1) ran with 58 "
+        "sequences a GPU and died with 59; with this term and the default margin the verdict changes there too "
         "([cases.md](cases.md)).",
         "",
     )
@@ -182,24 +194,31 @@ def _margin() -> Iterator[str]:
     yield from (
         f"## The default margin: {MARGIN:.0%}",
         "",
-        "`memfit.margin` is there for what no term predicts: the allocator beyond its term (the replays), the formulas (every traced phase of "
-        "[trainer.md](trainer.md), too low by so much) and what lies outside the allocator (the posted processes below, on 79 GiB). Every "
+        "`memfit.margin` is there for what no term predicts: the allocator beyond its term (the replays), the "
+        "formulas (every traced phase of "
+        "[trainer.md](trainer.md), too low by so much) and what lies outside the allocator (the posted processes "
+        "below). Every "
         "combination of one of each, taken to be independent:",
         "",
-        "| segments | combinations | " + " | ".join(f"p{q * 100:.0f}" for q in QUANTILES) + f" | enough for {MARGIN:.0%} |",
-        "|---|---" + "|---" * len(QUANTILES) + "|---|",
+        "| segments | device | combinations | "
+        + " | ".join(f"p{q * 100:.0f}" for q in QUANTILES)
+        + f" | enough for {MARGIN:.0%} |",
+        "|---|---|---" + "|---" * len(QUANTILES) + "|---|",
     )
-    for expandable, name in ((True, "expandable"), (False, "ordinary")):
-        needed = margins(expandable=expandable)
+    for (expandable, name), device in itertools.product(((True, "expandable"), (False, "ordinary")), CAPACITIES):
+        needed = margins(expandable=expandable, device=device)
         figures = " | ".join(f"{100 * quantile(needed, q):.1f} %" for q in QUANTILES)
-        yield f"| {name} | {len(needed)} | {figures} | {covered(expandable=expandable):.1%} |"
-    ninety = 100 * quantile(margins(expandable=False), 0.9)
+        enough = covered(expandable=expandable, device=device)
+        yield f"| {name} | {device} | {len(needed)} | {figures} | {enough:.1%} |"
+    ninety = quantile(margins(expandable=False), 0.9)
     yield from (
         "",
-        "So the default is a 99 % margin where segments are expandable, as in the trainer of verl 0.6 and later. **verl 0.4 and 0.5, and AReaL "
-        "unless `PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True` is set, have ordinary segments**: there it covers "
-        f"{covered(expandable=False):.0%}, and `memfit.margin={ninety / 100:.2f}` would cover nine of ten. On a GPU of 24 GB a process "
-        "that holds 1 GiB more than assumed outside the allocator takes 4 % alone.",
+        f"So {MARGIN:.0%} is more than the 99 % quantile on a device of 80 GB where segments are expandable, as in "
+        f"the trainer of verl 0.6 and "
+        "later. **verl 0.4 and 0.5, and AReaL unless `PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True` is set, have "
+        "ordinary segments**: "
+        f"there it covers {covered(expandable=False):.0%} of the combinations, and `memfit.margin={ninety:.2f}` "
+        f"would cover nine of ten.",
         "",
     )
 
@@ -208,13 +227,15 @@ def _outside() -> Iterator[str]:
     yield from (
         "## Outside the allocator",
         "",
-        "What people posted, beside what memfit assumes (GiB); `tests/data/overheads.yaml` has the numbers as they were posted.",
+        "What people posted, beside what memfit assumes (GiB); `tests/data/overheads.yaml` has the numbers as they "
+        "were posted.",
         "",
         "| what | GPUs | hardware | seen | assumed |",
         "|---|---|---|---|---|",
     )
     for o in observations()["context"]:
-        yield f"| [{o['what']}]({o['source']}) | {o['gpus']} | {o['hardware']} | {o['gib']:.2f} | {_assumed(o) / GIB:.2f} |"
+        where = f"{o['gpus'] or 'not said'} | {o['hardware']}"
+        yield f"| [{o['what']}]({o['source']}) | {where} | {o['gib']:.2f} | {_assumed(o) / GIB:.2f} |"
     yield from ("", "| engine | TP or layers | seen |", "|---|---|---|")
     for o in (*observations()["engine"], *observations()["graphs"]):
         yield f"| [{o['what']}]({o['source']}) | {o.get('tensor_parallel', o.get('layers'))} | {o['gib']:.2f} |"
@@ -234,5 +255,3 @@ def _worst() -> Iterator[str]:
             case = " ".join(f"{key}={value}" for key, value in r.row["case"].items() if key != "micro_batches")
             name = "expandable" if expandable else "ordinary"
             yield f"| {100 * r.above_live:.1f} % | {name} | {r.row['lengths']} | {r.row['offload']} | {case} |"
-
-

@@ -23,6 +23,7 @@ from support import (
     generation_validation,
     megatron_validation,
     peers_validation,
+    reserved_validation,
     tpu_survey,
     trainer_validation,
 )
@@ -66,6 +67,7 @@ PAGES = (
     Page(path="docs/validation/megatron.md", text=megatron_validation.page),
     Page(path="docs/validation/cases.md", text=case_validation.page),
     Page(path="docs/validation/areal.md", text=areal_validation.page),
+    Page(path="docs/validation/reserved.md", text=reserved_validation.page),
     Page(path="docs/validation/peers.md", text=peers_validation.page),
     Page(path="docs/tpu.md", marker="survey", text=tpu_survey.table),
     Page(path="docs/generation.md", marker="traces", text=generation_validation.table),
@@ -95,6 +97,7 @@ def figures() -> Iterator[Figure]:
     """Yield every claim."""
     yield from _trainer()
     yield from _megatron()
+    yield from _reserved()
     yield from _generation()
     yield from _tpu()
     yield from _known_runs()
@@ -117,6 +120,13 @@ def _megatron() -> Iterator[Figure]:
     yield Figure(claim="Megatron states against mbridge's measurements: worst", value=max(states), bound=0.02)
     passes = [abs(predicted / real - 1) for _, _, _, real, predicted in megatron_validation.measured()]
     yield Figure(claim="Megatron activations against mbridge's measurements: worst", value=max(passes), bound=0.1)
+
+
+def _reserved() -> Iterator[Figure]:
+    for expandable, kind, quantile in ((True, "expandable", 0.99), (False, "ordinary", 0.5)):
+        needed = reserved_validation.quantile(reserved_validation.margins(expandable=expandable), quantile)
+        claim = f"replayed steps, {kind} segments, 80 GB: margin that {quantile:.0%} need"
+        yield Figure(claim=claim, value=needed, bound=reserved_validation.MARGIN)
 
 
 def _generation() -> Iterator[Figure]:

@@ -12,12 +12,13 @@ import math
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from tracer.allocator import NO_LIMIT, CachingAllocator, OutOfMemory, rounded
 from tracer.case import Case
-from tracer.engine import session
-from tracer.report import STREAMS, Recording
+
+if TYPE_CHECKING:
+    from tracer.report import Recording
 
 RESOLUTION = 0.004
 """Of the live bytes: how closely the smallest limit is searched."""
@@ -88,6 +89,9 @@ def _forward_mark(case: Case) -> str:
 
 
 def _recorded(case: Case) -> Recording:
+    from tracer.engine import session
+    from tracer.report import Recording
+
     recording = Recording()
     with session(case, recording) as engine, recording:
         engine.run()
@@ -105,6 +109,8 @@ def _alive(recording: Recording, position: int) -> list[int]:
 
 
 def _request(long: Recording, short: Recording, tokens: int, small: int, index: int, change: int) -> Request:
+    from tracer.report import STREAMS
+
     if change < 0:
         return Request(index)
     block = long.blocks[index]

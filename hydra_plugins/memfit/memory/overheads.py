@@ -37,7 +37,8 @@ SGLANG_GRAPH_BYTES_PER_LAYER = 12 * MIB
 """SGLang captures decode batches only; an estimate."""
 
 FRAGMENTATION_SHARE = {True: 0.03, False: 0.06}
-"""Reserved above allocated, as a share of what a pass allocates and frees, with expandable segments and without."""
+"""Reserved above allocated, as a share of what a pass allocates and frees, with expandable segments and without. Estimates; held
+against replayed steps in docs/validation/reserved.md: above their median with expandable segments, below it without."""
 
 
 def trainer_context_bytes(*, world_size: int) -> int:
