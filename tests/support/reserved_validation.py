@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -210,7 +211,7 @@ def _margin() -> Iterator[str]:
         figures = " | ".join(f"{100 * quantile(needed, q):.1f} %" for q in QUANTILES)
         enough = covered(expandable=expandable, device=device)
         yield f"| {name} | {device} | {len(needed)} | {figures} | {enough:.1%} |"
-    ninety = quantile(margins(expandable=False), 0.9)
+    ninety = math.ceil(100 * quantile(margins(expandable=False), 0.9)) / 100
     yield from (
         "",
         f"So {MARGIN:.0%} is more than the 99 % quantile on a device of 80 GB where segments are expandable, as in "
