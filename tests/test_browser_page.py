@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -153,6 +154,19 @@ def test_one_knob_moves_at_a_time(tab: Tab, data: dict[str, Any]) -> None:
     assert numbers(tab) == needs(data["asked"]["phases"])
     assert "As asked: update_actor needs" in _state(tab)
     tab.page.get_by_role("button", name="The plan").click()
+
+
+def test_the_overrides_can_be_copied(tab: Tab, data: dict[str, Any]) -> None:
+    """The button copies the overrides, or selects them where the browser gives a file no clipboard."""
+    button = tab.page.locator(".copy-button").first
+    button.click()
+    tab.page.get_by_role("button", name=re.compile("Copied|Selected")).wait_for()
+    lines = str(tab.page.locator(".copy pre").first.inner_text()).splitlines()
+    assert [line.partition("=")[0].lstrip("+") for line in lines] == [
+        change["key"] for change in data["plan"]["changes"]
+    ]
+    if button.inner_text() == "Selected":
+        assert tab.page.evaluate("getSelection().toString()").splitlines() == lines
 
 
 def test_every_component_leads_to_its_formula(tab: Tab) -> None:

@@ -6,11 +6,12 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from hydra_plugins.memfit.memory.breakdown import COMPONENTS
+from hydra_plugins.memfit.memory.breakdown import COMPONENTS, Estimate
 from hydra_plugins.memfit.planning.problem import Plan
 from hydra_plugins.memfit.report import formulas
 from hydra_plugins.memfit.report.html import FILES
@@ -18,7 +19,7 @@ from hydra_plugins.memfit.report.json import to_dict
 from hydra_plugins.memfit.report.page_data import page_data
 from support.hydra_app import BATCH, LAUNCH, ROOT, run, write_app
 from support.plans import BATCH as SEMANTIC
-from support.plans import DIES, MICRO_BATCH, OFFLOAD, as_requested, changed, make_problem
+from support.plans import HARDWARE, MICRO_BATCH, OFFLOAD, as_requested, changed, phase
 
 VERL = ("--framework", "verl", "--hardware", "h200", *LAUNCH)
 MISSING = "import sys; sys.modules[{0!r}] = None; from hydra_plugins.memfit.cli.main import main; sys.exit(main({1!r}))"
@@ -117,9 +118,19 @@ def test_every_component_leads_to_a_heading_of_the_documentation(chapter: formul
     ("plan", "page"),
     [
         (as_requested(), "memory-model.md"),
-        (Plan(problem=make_problem(), requested=DIES, estimate=DIES), "memory-model.md"),
+        (as_requested(hardware=replace(HARDWARE, kind="tpu")), "tpu.md"),
+        (as_requested(Estimate(phases=(phase("generate", {"weights": 3}),))), "generation.md"),
     ],
+    ids=["training", "tpu", "generation"],
 )
 def test_the_chapter_follows_the_launch(plan: Plan, page: str) -> None:
-    """Training launches are explained by the memory model."""
+    """Each kind of launch is explained by the page that has its formulas."""
     assert formulas.chapter(plan).page == page
+
+
+def test_a_page_that_cannot_be_written_is_one_clear_error(tmp_path: Path) -> None:
+    """A folder in the place of the file: the path, the reason, the way out, and nothing left behind."""
+    pytest.importorskip("plotly")
+    answer = explain(tmp_path, *VERL, "-o", str(tmp_path))
+    assert answer.returncode == 2 and "memfit explain -o FILE names another" in answer.stderr
+    assert list(tmp_path.iterdir()) == []

@@ -40,8 +40,9 @@ def write_page(plan: Plan, path: Path, *, refusal: str = "", absent: frozenset[s
     try:
         write_whole(path, text.encode())
     except OSError as error:
+        reason = error.strerror or error
         raise MemfitError(
-            f"the page cannot be written to {path}: {error.strerror or error}. Name another: -o FILE."
+            f"the page cannot be written to {path}: {reason}. memfit explain -o FILE names another."
         ) from None
 
 

@@ -114,8 +114,14 @@
   if (knobs) knobs.addEventListener("input", turn);
   for (const button of document.querySelectorAll(".copy-button")) {
     button.addEventListener("click", async () => {
-      await navigator.clipboard.writeText(button.previousElementSibling.textContent);
-      button.textContent = "Copied";
+      const text = button.previousElementSibling;
+      try {
+        await navigator.clipboard.writeText(text.textContent);
+        button.textContent = "Copied";
+      } catch { // no clipboard for files in this browser: one key is left to press
+        getSelection().selectAllChildren(text);
+        button.textContent = "Selected";
+      }
     });
   }
   for (const link of document.querySelectorAll(".to-formula")) link.addEventListener("click", () => { $("formulas").open = true; });
