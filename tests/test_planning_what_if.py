@@ -9,6 +9,7 @@ from functools import cache
 import pytest
 
 from hydra_plugins.memfit.base.errors import ConfigError, NoPlanFits
+from hydra_plugins.memfit.base.settings import Settings
 from hydra_plugins.memfit.cli.launch import read_launch
 from hydra_plugins.memfit.cli.main import parse
 from hydra_plugins.memfit.memory.breakdown import Estimate
@@ -117,3 +118,16 @@ def test_a_value_that_goes_not_with_the_others_is_left_out() -> None:
     problem = replace(make_problem(), knobs=(knob,), estimate=estimate)
     assert [choice.value for choice in what_if(check(problem))[0].choices] == [1, 2, 4]
     assert what_if(check(replace(problem, knobs=(replace(knob, candidates=()),)))) == ()
+
+
+def test_the_compiler_is_not_asked_for_every_value() -> None:
+    """With `memfit.exact` a prediction takes minutes: no value is tried besides the plan."""
+    knob = Knob(key="a", requested=4, candidates=(3, 2, 1), cost=1)
+    asked: list[object] = []
+
+    def estimate(values: Mapping[str, object]) -> Estimate:
+        asked.append(values)
+        return FITS
+
+    plan = check(replace(make_problem(), knobs=(knob,), estimate=estimate, settings=Settings(exact=True)))
+    assert (what_if(plan), len(asked)) == ((), 1)

@@ -45,7 +45,12 @@ class WhatIf:
 
 
 def what_if(plan: Plan) -> tuple[WhatIf, ...]:
-    """Return every knob of ``plan`` that has another value, pinned ones too, in the order in which they are spent."""
+    """Return every knob of ``plan`` that has another value, pinned ones too, in the order in which they are spent.
+
+    Nothing with ``memfit.exact``: the compiler would take minutes for each value.
+    """
+    if plan.problem.settings.exact:
+        return ()
     planned = {change.key: change.new for change in plan.changes}
     knobs = sorted(plan.problem.knobs, key=lambda knob: (knob.kind == "semantic", knob.cost))
     by_key: dict[str, list[Knob]] = {}
