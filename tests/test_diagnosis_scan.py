@@ -275,3 +275,49 @@ def _peak(path: Path) -> int:
         [sys.executable, "-c", code, str(path)], check=True, capture_output=True, text=True, timeout=300
     )
     return int(done.stdout) * 1024
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("torch.AcceleratorError: CUDA error: out of memory", "gpu_oom"),
+        ("RuntimeError: CUDA driver error: out of memory", "gpu_oom"),
+        ("NPU out of memory. Tried to allocate 2.00 GiB (NPU 0; 60.97 GiB total capacity; 55.00 GiB already allocated; "
+         "55.00 GiB current active; 1.50 GiB free; 58.00 GiB reserved in total by PyTorch)", "gpu_oom"),
+        ("DistBackendError: ... Last error: Cuda failure 2 'out of memory'", "nccl_oom"),
+        ("[torch_memory_saver.cpp] CUresult error: 2 (out of memory)", "engine_wake_oom"),
+        ("AssertionError: Error in memory profiling. Initial free memory 70.1 GiB, current free memory 72.3 GiB.",
+         "engine_profiling"),
+        ("RuntimeError: [enforce fail at alloc_cpu.cpp:114] err == 0. DefaultCPUAllocator: can't allocate memory: you tried "
+         "to allocate 12884901888 bytes. Error code 12 (Cannot allocate memory)", "host_allocation"),
+        ("OSError: [Errno 12] Cannot allocate memory", "host_allocation"),
+        ("OSError: [Errno 28] No space left on device: '/ckpt/step_10'", "disk_full"),
+        ("RuntimeError: unable to allocate shared memory(shm) for file </torch_12_34_0>: No space left on device (28)",
+         "shm_full"),
+        ("System memory low at node with IP 10.0.0.1. Used memory (23.63GB) / total capacity (33.28GB) (0.709971) exceeds",
+         "ray_oom"),
+        ("    reason: OOMKilled", "cgroup_oom"),
+        ("command terminated with exit code 137", "sigkill"),
+        ("traceback : Signal 9 (SIGKILL) received by PID 10398", "sigkill"),
+        ("Killed", "sigkill"),
+    ],
+)  # fmt: skip
+def test_other_wordings_are_recognised(text: str, kind: str) -> None:
+    """Wordings of torch, its back ends, NCCL, vLLM, Ray, the shell and Kubernetes that no log of the index has."""
+    assert kinds(read(text)) == [kind]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "(raylet) 0 Workers (tasks / actors) killed due to memory pressure (OOM), 1 Workers crashed due to other reasons",
+        '"OOMKilled": false,',
+        "exitcode: 0, Killed 3 stale processes, exit code 13",
+        "a chunk of 8 sequences ran out of memory; going on with 4 at once",
+        "If reserved but unallocated memory is large try setting max_split_size_mb to avoid fragmentation",
+        "step:137 - shared memory 3 GB, expandable_segments:True",
+    ],
+)
+def test_what_sounds_alike_is_no_failure(text: str) -> None:
+    """Words of failures stand in healthy logs, too."""
+    assert kinds(read(text)) == []
