@@ -10,7 +10,10 @@ from typing import Any
 
 import pytest
 
+from hydra_plugins.memfit.frameworks.verl import defaults
 from hydra_plugins.memfit.frameworks.verl.adapter import WRITABLE_KEYS
+from hydra_plugins.memfit.frameworks.view import View
+from support.case_validation import cases
 from support.verl_launch import Composed, Job, compose_jobs, words
 from support.verl_model import checkpoint_without_weights
 from support.verl_wheels import installed_package
@@ -20,7 +23,7 @@ pytestmark = pytest.mark.verl
 PARTS = "actor_rollout_ref"
 HARDWARE = {"l40s": (1, 4, 8), "a100-40": (1, 2, 4, 8), "a100-80": (1, 2, 4, 8), "h200": (1, 2, 8), "rtx4090": (2, 8)}
 MODELS = ("Qwen/Qwen2.5-0.5B-Instruct", "Qwen/Qwen2.5-3B-Instruct", "Qwen/Qwen2.5-7B-Instruct", "Qwen/Qwen3-8B")
-LAUNCHES = 32
+LAUNCHES, PUBLISHED = 32, 6
 
 
 def draw(number: int) -> tuple[str, dict[str, Any]]:
@@ -49,16 +52,43 @@ def draw(number: int) -> tuple[str, dict[str, Any]]:
         values |= {f"{PARTS}.rollout.name": "sglang"}
     if chance.random() < 0.3:
         values |= {"critic.ppo_micro_batch_size_per_gpu": 4}
-    elif values["algorithm.adv_estimator"] == "gae" and not values[f"{PARTS}.actor.use_dynamic_bsz"]:
-        values |= {"critic.ppo_micro_batch_size_per_gpu": 2}  # verl wants one, although its engine reads another key
     return hardware, values
+
+
+def published() -> list[tuple[str, dict[str, Any]]]:
+    """Return (hardware, values) of public launches, with the keys that the newest release has; the same each time."""
+    chosen = random.Random(7).sample([case for case in cases() if _can_be_checked(case)], PUBLISHED)
+    newest = View(defaults.load(defaults.VERSIONS[-1]))
+    return [
+        (
+            case["hardware"],
+            {
+                f"{PARTS}.rollout.name": "vllm",
+                "data.train_batch_size": 1024,
+                "data.max_prompt_length": 512,
+                "data.max_response_length": 512,
+                **{key: value for key, value in case["overrides"].items() if newest.has(key)},
+                f"{PARTS}.model.path": case["model"] if "/" in case["model"] else f"Qwen/{case['model']}",
+                "trainer.n_gpus_per_node": case["gpus"],
+            },
+        )
+        for case in chosen
+    ]
+
+
+def _can_be_checked(case: dict[str, Any]) -> bool:
+    """Whether a published run is a step on FSDP, and on one node; adapters would make verl ask for an installed vLLM."""
+    values = case["overrides"]
+    is_plain = not (case["megatron"] or case.get("framework") or values.get(f"{PARTS}.model.lora_rank"))
+    generates = values.get(f"{PARTS}.rollout.name", "vllm") in ("vllm", "sglang")
+    return is_plain and generates and case["nodes"] == 1 and values.get("data.train_batch_size") != 0
 
 
 @cache
 def composed() -> list[tuple[dict[str, Any], Composed, Composed]]:
     """Compose every launch without and with its hardware group; verl checks what was planned."""
     config_dir = str(installed_package() / "trainer" / "config")
-    drawn = [draw(number) for number in range(LAUNCHES)]
+    drawn = [*(draw(number) for number in range(LAUNCHES)), *published()]
     critic = f"critic.model.path={checkpoint_without_weights(Path(mkdtemp()), '3b')}"  # verl reads it to validate
     lines = [([*words(values), critic], hardware) for hardware, values in drawn]
     before = [Job(config_dir=config_dir, words=line) for line, _ in lines]
@@ -67,7 +97,7 @@ def composed() -> list[tuple[dict[str, Any], Composed, Composed]]:
         for line, hardware in lines
     ]
     done = compose_jobs(before + after, timeout=540)
-    return [(drawn[i][1], done[i], done[LAUNCHES + i]) for i in range(LAUNCHES)]
+    return [(drawn[i][1], done[i], done[len(drawn) + i]) for i in range(len(drawn))]
 
 
 def accepted() -> list[tuple[dict[str, Any], Composed, Composed]]:
