@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from hydra_plugins.memfit.base.errors import ConfigError
+from hydra_plugins.memfit.compose import overrides
 from hydra_plugins.memfit.compose.overrides import read_order
 
 CONFIG = {"trainer": {"batch": 8, "names": ["a"], "more": {"x": 1}}, "model": {"path": "p"}, "top": 1, "name": "n"}
@@ -61,3 +63,54 @@ def test_the_group_stands_once() -> None:
     """Two hardware groups are one clear error that shows both."""
     with pytest.raises(ConfigError, match=r"twice.*\+hardware=h200 and hardware=a40"):
         read_order(["+hardware=h200", "hardware=a40"], CONFIG)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "a=1",
+        "a.b=12",
+        "a.b=word",
+        "a=two-words",
+        "a=b.c",
+        "a.b_c=d_e",
+        "a.b=10000000000",
+        "name=x",
+        "model=auto",
+        "a.1=b",
+    ],
+)
+def test_a_plain_word_is_read_as_hydra_reads_it(line: str) -> None:
+    """What is read without Hydra's grammar has the key, the kind and the value that the grammar finds."""
+    simple, hydras = overrides._simple(line), OverridesParser.create().parse_override(line)
+
+    assert simple is not None
+    for name in ("type", "key_or_group", "package", "value_type"):
+        assert getattr(simple, name) == getattr(hydras, name)
+    assert (simple.value(), type(simple.value())) == (hydras.value(), type(hydras.value()))
+    assert simple.is_sweep_override() == hydras.is_sweep_override()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "a=null",
+        "a=True",
+        "a=1,2",
+        "a=[b]",
+        "a={b:1}",
+        "a='b'",
+        "a=${b}",
+        "+a=b",
+        "~a",
+        "a@b=c",
+        "a/b=c",
+        "a=",
+        "a=f(1)",
+        "a=0x1",
+        "a=1.5",
+    ],
+)
+def test_anything_else_is_left_to_hydras_grammar(line: str) -> None:
+    """A constant, a sweep, a list, a quote, a prefix or a package is no plain word."""
+    assert overrides._simple(line) is None

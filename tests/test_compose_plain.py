@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from omegaconf import OmegaConf
 
-from hydra_plugins.memfit.compose.plain import ABSENT, leaves, plain, read, value_at
+from hydra_plugins.memfit.compose.plain import ABSENT, Composed, leaves, plain, read, value_at
 
 
 def test_resolves_what_can_be_resolved() -> None:
@@ -69,3 +71,25 @@ def test_read_agrees_with_plain() -> None:
     keys = ["a", "a.b", "a.c", "d.0", "d.1", "d.2", "e.b", "e.c", "f", "f.x", "g", "a.b.c"]
 
     assert [read(config, key) for key in keys] == [value_at(plain(config), key) for key in keys]
+
+
+def test_sections_that_hold_each_other_end() -> None:
+    """Two sections, each an interpolation of the other, would unfold without end: they stay as they were written."""
+    config = OmegaConf.create({"a": {"x": 1, "b": "${b}"}, "b": {"a": "${a}", "y": 2}})
+    view = Composed.of(config)
+
+    assert plain(config) == {"a": {"x": 1, "b": "${b}"}, "b": {"a": "${a}", "y": 2}}
+    assert (view["a"]["x"], view["a"]["b"], view["b"]["y"]) == (1, "${b}", 2)
+    assert read(config, "a.b") == "${b}"
+
+
+def test_the_view_agrees_with_plain() -> None:
+    """Read key by key, the same values: sections, lists, interpolations of both, missing values, keys that are numbers."""
+    config = OmegaConf.create(
+        {"a": {"b": 4, 1: 2}, "d": "${a}", "e": [1, "${a.b}", {"f": "${a.b}"}], "m": "???", "n": None}
+    )
+
+    def unfolded(node: object) -> object:
+        return {key: unfolded(value) for key, value in node.items()} if isinstance(node, Mapping) else node
+
+    assert unfolded(Composed.of(config)) == plain(config)

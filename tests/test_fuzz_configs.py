@@ -24,9 +24,14 @@ FOUND = (
     Case(base="mllm-jax", values=(("num_pre_q", -INFINITE),)),
     Case(base="mllm-jax", values=(("rollout.n", 10**400),)),
     Case(base="mllm-jax", settings=(("hardware.capacity_bytes", 16 << 30),)),
+    Case(base="mllm-jax variables", values=(("NUM_PRE_Q", 1),), pins=("NUM_PRE_Q",)),
 )
 """Cases that once ended in a traceback, or in an error about something that nobody asked for."""
 LAZY = (
+    Case(
+        base="verl 0.9.1", lazy=True,
+        values=(("reward.reward_model.enable", "${actor_rollout_ref}"), ("actor_rollout_ref.rollout.layered_summon", "${reward}")),
+    ),
     Case(base="verl 0.9.1", values=(("trainer.nnodes", "${trainer.nnodes}"),), lazy=True),
     Case(
         base="verl 0.9.1", lazy=True,

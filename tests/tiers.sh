@@ -18,6 +18,7 @@ TIERS=(
   "fuzz   | 20 | quick | python -m pytest -n 2 -m fuzz"
   "atheris | 5 | atheris | PYTHONPATH=tests:. python -m support.fuzz_diagnosis -max_total_time=60"
   "matrix | 15 | quick | python -m pytest -m matrix"
+  "neighbours | 10 | neighbours | python -m pytest -n 2 -m neighbours"
   "browser| 10 | browser | python -m pytest -m browser"
   "verl   | 30 | verl  | python -m pytest -m verl"
   "areal  | 15 | areal | python -m pytest -m areal"
@@ -37,6 +38,10 @@ env_areal() {
     aiohttp aiofiles httpx flask uvloop orjson openai pillow numba einops lark colorlog tenacity \
     swanlab==0.6.12 wandb tensorboardX trackio tabulate
   pip install -q --no-deps areal==1.0.4
+}
+env_neighbours() {
+  pip install -q hydra-core==1.3.8 hydra-zen==0.17.2 hydra-colorlog==1.2.0 hydra-joblib-launcher==1.2.0 \
+    hydra-optuna-sweeper==1.3.0 hydra-submitit-launcher==1.2.0
 }
 env_browser() { pip install -q playwright==1.65.2 plotly==7.1.0 jinja2==3.1.6; }
 env_atheris() { pip install -q atheris==3.0.0; }

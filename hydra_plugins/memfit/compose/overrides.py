@@ -7,17 +7,20 @@ a file of defaults, and a default is requested (``memfit.pin=[section]`` pins wh
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, OverrideType, ValueType
 
 from hydra_plugins.memfit.base.errors import ConfigError
 from hydra_plugins.memfit.compose.plain import ABSENT, leaves, value_at
 
 GROUP = "hardware"
+_WORD = re.compile(r"([A-Za-z_]\w*(?:\.\w+)*)=([A-Za-z_][A-Za-z_.-]*|[1-9]\d*)", re.ASCII)
+"""``key=value`` with a value that is one word or number: no sweep, no package, no quotes, nothing to interpolate."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,7 +44,7 @@ def read_order(lines: Sequence[str], composed: Mapping[str, Any]) -> Order:
 
     Raises `ConfigError` when the hardware group stands there twice.
     """
-    parsed = OverridesParser.create().parse_overrides(overrides=list(lines))
+    parsed = [_simple(line) or _parsed(line) for line in lines]
     marks = [index for index, override in enumerate(parsed) if _is_hardware(override)]
     if len(marks) > 1:
         both = " and ".join(str(parsed[index].input_line) for index in marks)
@@ -56,6 +59,22 @@ def read_order(lines: Sequence[str], composed: Mapping[str, Any]) -> Order:
         named=frozenset(override.key_or_group for override in parsed),
         sweeps=any(override.is_sweep_override() for override in parsed),
     )
+
+
+def _simple(line: str) -> Override | None:
+    """Return a plain ``key=word`` without asking Hydra's grammar, which takes a third of a millisecond for each."""
+    found = _WORD.fullmatch(line)
+    if found is None or found[2].lower() in ("null", "true", "false"):
+        return None
+    key, word = found.groups()
+    value = int(word) if word.isdecimal() else word
+    return Override(
+        type=OverrideType.CHANGE, key_or_group=key, value_type=ValueType.ELEMENT, _value=value, input_line=line
+    )
+
+
+def _parsed(line: str) -> Override:
+    return OverridesParser.create().parse_override(line)
 
 
 def _is_setting(key: str) -> bool:

@@ -11,6 +11,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 ABSENT = object()
 """What `value_at` returns where the config has no such key."""
+_DEEPEST = 64
+"""Sections in sections: no config is deeper, unless interpolations unfold without end."""
 
 
 def plain(config: DictConfig, *, leave_out: frozenset[str] = frozenset()) -> dict[str, Any]:
@@ -21,7 +23,7 @@ def plain(config: DictConfig, *, leave_out: frozenset[str] = frozenset()) -> dic
     """
     cache = deepcopy(OmegaConf.get_cache(config))  # a cached resolver must not keep a value from before the run
     try:
-        return {str(key): _child(config, key) for key in config if key not in leave_out}
+        return {str(key): _unfolded(config, key) for key in config if key not in leave_out}
     finally:
         OmegaConf.set_cache(config, cache)
 
@@ -34,51 +36,66 @@ class Composed(Mapping[str, Any]):
     plan reads. What was read once keeps its value, whatever is written into the config later; ``repr`` resolves nothing.
     """
 
-    __slots__ = ("_node", "_raw", "_read")
+    __slots__ = ("_names", "_node", "_read")
 
-    def __init__(self, node: DictConfig, raw: Mapping[Any, Any], leave_out: frozenset[str] = frozenset()) -> None:
+    def __init__(self, node: DictConfig, leave_out: frozenset[str] = frozenset()) -> None:
         self._node = node
-        self._raw = {str(key): value for key, value in raw.items() if key not in leave_out}
+        self._names = {str(name): name for name in node if name not in leave_out}
         self._read: dict[str, Any] = {}
 
     @classmethod
     def of(cls, config: DictConfig, *, leave_out: frozenset[str] = frozenset()) -> Composed:
         """Return the view of ``config`` without the top-level keys ``leave_out``."""
-        raw = OmegaConf.to_container(config, resolve=False, throw_on_missing=False)
-        assert isinstance(raw, dict)
-        return cls(config, raw, leave_out)
+        return cls(config, leave_out)
 
     def __getitem__(self, key: str) -> Any:
         if key not in self._read:
-            self._read[key] = self._value(key, self._raw[key])
+            self._read[key] = self._value(self._names[key])
         return self._read[key]
 
     def __contains__(self, key: object) -> bool:
-        return key in self._raw
+        return key in self._names
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._raw)
+        return iter(self._names)
 
     def __len__(self) -> int:
-        return len(self._raw)
+        return len(self._names)
 
     def __repr__(self) -> str:
-        return repr(self._raw)
+        return repr(self._node)
 
-    def _value(self, key: str, raw: Any) -> Any:
-        if isinstance(raw, dict) and all(isinstance(name, str) for name in raw):
-            return Composed(self._node[key], raw)
-        if isinstance(raw, (dict, list)) or (isinstance(raw, str) and "${" in raw):
+    def _value(self, name: Any) -> Any:
+        if OmegaConf.is_interpolation(self._node, name):
             cache = deepcopy(OmegaConf.get_cache(self._node))
             try:
-                return _child(self._node, key)
+                return _unfolded(self._node, name)
             finally:
                 OmegaConf.set_cache(self._node, cache)
-        return raw
+        value = _node(self._node, name)
+        if isinstance(value, DictConfig):
+            return Composed(value)
+        return _list(value) if isinstance(value, ListConfig) else value
 
 
-def _child(parent: DictConfig | ListConfig, key: Any) -> Any:
-    return _value(_node(parent, key))
+def _list(node: ListConfig) -> list[Any]:
+    cache = deepcopy(OmegaConf.get_cache(node))
+    try:
+        return [_unfolded(node, index) for index in range(len(node))]
+    finally:
+        OmegaConf.set_cache(node, cache)
+
+
+def _unfolded(parent: DictConfig | ListConfig, key: Any) -> Any:
+    """Return the plain child; sections that hold each other by interpolation have no end, and stay as their own text."""
+    try:
+        return _child(parent, key)
+    except RecursionError:
+        return _raw(parent, key)
+
+
+def _child(parent: DictConfig | ListConfig, key: Any, depth: int = 0) -> Any:
+    return _value(_node(parent, key), depth)
 
 
 def _node(parent: DictConfig | ListConfig, key: Any) -> Any:
@@ -88,21 +105,28 @@ def _node(parent: DictConfig | ListConfig, key: Any) -> Any:
     try:
         return parent[key]
     except (OmegaConfBaseException, OSError, ValueError, TypeError):
-        raw = OmegaConf.to_container(parent, resolve=False, throw_on_missing=False)
-        return raw[key] if isinstance(raw, (dict, list)) else raw
+        return _raw(parent, key)
 
 
-def _value(value: Any) -> Any:
+def _raw(parent: DictConfig | ListConfig, key: Any) -> Any:
+    raw = OmegaConf.to_container(parent, resolve=False, throw_on_missing=False)
+    return raw[key] if isinstance(raw, (dict, list)) else raw
+
+
+def _value(value: Any, depth: int = 0) -> Any:
+    if depth > _DEEPEST:
+        raise RecursionError
     if isinstance(value, DictConfig):
-        return {str(key): _child(value, key) for key in value}
+        return {str(key): _child(value, key, depth + 1) for key in value}
     if isinstance(value, ListConfig):
-        return [_child(value, index) for index in range(len(value))]
+        return [_child(value, index, depth + 1) for index in range(len(value))]
     return value
 
 
 def read(config: DictConfig, key: str) -> Any:
     """Return what `plain` would give at the dotted ``key``, or `ABSENT`; the rest of the config is not resolved."""
-    node: Any = config
+    parent: Any = config
+    node, name = parent, ""
     for part in key.split("."):
         name = int(part) if isinstance(node, ListConfig) and part.isdecimal() else part
         names = (
@@ -110,8 +134,11 @@ def read(config: DictConfig, key: str) -> Any:
         )
         if name not in names:
             return ABSENT
-        node = _node(node, name)
-    return _value(node)
+        parent, node = node, _node(node, name)
+    try:
+        return _value(node)
+    except RecursionError:
+        return _raw(parent, name)
 
 
 def value_at(config: Mapping[str, Any], key: str) -> Any:

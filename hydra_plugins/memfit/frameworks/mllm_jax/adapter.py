@@ -141,6 +141,7 @@ class MllmJaxAdapter:
             slice=xla.slice_of(context),
         )
         batch = split(request, launch.slice)
+        padded = tuple(_fixes(request, batch))
         return Problem(
             framework=self.name,
             framework_version=request.version,
@@ -151,8 +152,8 @@ class MllmJaxAdapter:
             settings=context.settings,
             knobs=tuple(_knobs(launch, batch)),
             estimate=launch.estimate,
-            fixes=tuple(_fixes(request, batch)),
-            warnings=tuple(_warnings(launch, batch)),
+            fixes=() if context.pinned & {c.key for c in padded} else padded,
+            warnings=(*_warnings(launch, batch), *(c.why for c in padded if c.key in context.pinned)),
             blockers=xla.indivisible(launch.model, launch.mesh),
         )
 
