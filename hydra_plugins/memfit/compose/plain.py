@@ -126,7 +126,8 @@ def _value(value: Any, depth: int = 0) -> Any:
 def read(config: DictConfig, key: str) -> Any:
     """Return what `plain` would give at the dotted ``key``, or `ABSENT`; the rest of the config is not resolved."""
     parent: Any = config
-    node, name = parent, ""
+    node: Any = config
+    name: Any = ""
     for part in key.split("."):
         name = int(part) if isinstance(node, ListConfig) and part.isdecimal() else part
         names = (
