@@ -23,15 +23,19 @@ _VISIBLE = "CUDA_VISIBLE_DEVICES"
 _COUNTS = ("capacity_bytes", "held_bytes", "gpus_per_node", "nodes", "host_memory_bytes")
 
 
-def hardware_of(node: Any, changed: frozenset[str], environ: MutableMapping[str, str]) -> Hardware:
+def hardware_of(
+    node: Any, changed: frozenset[str], environ: MutableMapping[str, str], ray_address: str | None = None
+) -> Hardware:
     """Return the hardware of the plain ``memfit.hardware`` node; ``changed``: the keys that the user set in it.
+
+    ``ray_address``: the Ray cluster that the launch's own config names.
 
     Raises `ConfigError`, `UnknownName` or `HardwareNotDetected`. Sets `VARIABLE` in ``environ`` when it detects.
     """
     if not isinstance(node, Mapping) or not isinstance(node.get("name"), str):
         raise ConfigError(f"memfit.hardware is {node!r}; it must come from a hardware group, e.g. +hardware=auto.")
     if node["name"] == "auto":
-        return _with_counts(_detected(environ), node)
+        return _with_counts(_detected(environ, ray_address), node)
     from hydra_plugins.memfit.hardware.catalog import from_mapping, source
 
     own = ", ".join(sorted(key.removeprefix("memfit.hardware.") for key in changed))
@@ -39,13 +43,13 @@ def hardware_of(node: Any, changed: frozenset[str], environ: MutableMapping[str,
     return from_mapping(node, f"{source(node['name'])}{changes}")
 
 
-def _detected(environ: MutableMapping[str, str]) -> Hardware:
+def _detected(environ: MutableMapping[str, str], ray_address: str | None) -> Hardware:
     handed = _handed_down(environ)
     if handed is not None:
         return handed
     from hydra_plugins.memfit.hardware.resolve import resolve
 
-    hardware = resolve("auto", environ=environ)
+    hardware = resolve("auto", environ=environ, ray_address=ray_address)
     environ[VARIABLE] = json.dumps({**_reader(environ), "hardware": asdict(hardware)})
     return hardware
 

@@ -66,7 +66,7 @@ class Launch:
         own = frozenset(key for key in self.order.settings if key.startswith("memfit.hardware."))
         model = self.node.get("model")
         return Context(
-            hardware=hardware_of(self.node.get("hardware"), own, os.environ),
+            hardware=hardware_of(self.node.get("hardware"), own, os.environ, _ray_address(self.config)),
             settings=settings,
             resolve_model=partial(resolve_model, environ=os.environ),
             model=from_mapping(model) if model else None,
@@ -76,6 +76,12 @@ class Launch:
             pinned=pinned,
             explicit=self.order.explicit,
         )
+
+
+def _ray_address(config: Mapping[str, Any]) -> str | None:
+    """Return the Ray cluster that the config names (verl since 0.6: ``ray_kwargs.ray_init.address``; before: ``ray_init``)."""
+    found = (value_at(config, f"{section}.address") for section in ("ray_kwargs.ray_init", "ray_init"))
+    return next((address for address in found if isinstance(address, str)), None)
 
 
 def pinned_by(pins: Sequence[str], config: Mapping[str, Any]) -> frozenset[str]:

@@ -41,14 +41,19 @@ def detect(environ: Mapping[str, str]) -> Hardware:
 
     Several GPUs give one answer: the smallest capacity, and the most that others hold on any of them.
     """
-    report = _report(environ)
+    return from_report(report(environ), environ)
+
+
+def from_report(report: Mapping[str, Any], environ: Mapping[str, str]) -> Hardware:
+    """Return the same from what `report` gave, here or on another host; ``environ`` is that of the process that will train."""
     if report["failed"] is not None:
         raise HardwareNotDetected(f"NVML: {_words(report['failed'])}.")
     selection = select([_board(entry) for entry in report["boards"]], environ)
     return _hardware(selection, report["driver"])
 
 
-def _report(environ: Mapping[str, str]) -> dict[str, Any]:
+def report(environ: Mapping[str, str]) -> dict[str, Any]:
+    """Return what this host's driver says, plain, for JSON; raises `HardwareNotDetected` where it says nothing in time."""
     timeout = _timeout(environ)
     child = _start(_command(), environ)
     try:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from hydra_plugins.memfit.base.errors import ConfigError, HardwareNotDetected, UnknownName
-from hydra_plugins.memfit.hardware import catalog, host, nvml
+from hydra_plugins.memfit.hardware import catalog, host, nvml, ray_cluster, slurm
 from hydra_plugins.memfit.hardware.spec import Hardware
 
 VARIABLE = "MEMFIT_HARDWARE"
@@ -18,16 +19,20 @@ _TPU_VARIABLES = ("TPU_ACCELERATOR_TYPE", "TPU_TOPOLOGY", "TPU_NAME", "TPU_WORKE
 _TPU_FILES = ("accel*", "vfio/[0-9]*")
 
 
-def resolve(name: str, *, environ: Mapping[str, str], root: Path = host.ROOT) -> Hardware:
+def resolve(
+    name: str, *, environ: Mapping[str, str], root: Path = host.ROOT, ray_address: str | None = None
+) -> Hardware:
     """Return the accelerator that ``name`` means in this environment.
 
-    ``auto``: ``MEMFIT_HARDWARE`` if it is set, else the GPUs of this host, else its TPU. Any other name: the file in
-    ``conf/hardware``. Raises `UnknownName` or `HardwareNotDetected`. Creates no CUDA context; safe in threads.
+    ``auto``: ``MEMFIT_HARDWARE`` if it is set; else the Ray cluster that the launch names (``ray_address``, its config's, or
+    ``RAY_ADDRESS``); else the GPUs of this host, or its TPU; else those of the Ray cluster or Slurm that it belongs to. Any
+    other name: the file in ``conf/hardware``. Raises `UnknownName` or `HardwareNotDetected`. Creates no CUDA context; safe in
+    threads.
     """
     if name != catalog.AUTO:
         return catalog.load(name)
     answer = environ.get(VARIABLE, "").strip()
-    return _from_variable(answer) if answer else _detect(environ, root)
+    return _from_variable(answer) if answer else _detect(environ, root, ray_address)
 
 
 def describe(hardware: Hardware) -> dict[str, Any]:
@@ -48,17 +53,44 @@ def _from_variable(answer: str) -> Hardware:
     return replace(found, source=f"{VARIABLE}={answer}, {found.source}")
 
 
-def _detect(environ: Mapping[str, str], root: Path) -> Hardware:
+def _detect(environ: Mapping[str, str], root: Path, ray_address: str | None) -> Hardware:
+    named = ray_cluster.asked_for(environ, ray_address)
+    here = partial(_local, environ, root)
+    around = partial(_around, environ)
+    ways = [partial(ray_cluster.detect, named, environ), here] if named else [here, around]
+    reasons: list[str] = []
+    for way in ways:
+        try:
+            found = way()
+        except HardwareNotDetected as error:
+            reasons.append(str(error))
+            continue
+        return replace(found, warnings=(*found.warnings, *(reasons if named else ())))
+    raise HardwareNotDetected(f"hardware=auto found no accelerator: {' '.join(filter(None, reasons))} {_fix()}")
+
+
+def _local(environ: Mapping[str, str], root: Path) -> Hardware:
+    """Return the accelerator of this host."""
     try:
         found = nvml.detect(environ)
-    except HardwareNotDetected as error:
+    except HardwareNotDetected:
         tpu = _tpu(environ, root)
         if tpu is None:
-            raise HardwareNotDetected(f"hardware=auto found no accelerator: {error} {_fix()}") from error
+            raise
         found = tpu
     if found.host_memory_bytes is not None:
         return found
     return replace(found, host_memory_bytes=host.host_memory_bytes(root))
+
+
+def _around(environ: Mapping[str, str]) -> Hardware:
+    """Return the accelerators of the cluster that this host, which has none, belongs to."""
+    address = ray_cluster.running_here(environ)
+    if address is not None:
+        return ray_cluster.detect(address, environ)
+    if slurm.is_here(environ):
+        return slurm.detect(environ)
+    raise HardwareNotDetected("")
 
 
 def _fix() -> str:
