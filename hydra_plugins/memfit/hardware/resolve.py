@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from hydra_plugins.memfit.base.errors import ConfigError, HardwareNotDetected, UnknownName
+from hydra_plugins.memfit.base.units import GIB, gib
 from hydra_plugins.memfit.hardware import catalog, host, nvml, ray_cluster, slurm
 from hydra_plugins.memfit.hardware.spec import Hardware
 
 VARIABLE = "MEMFIT_HARDWARE"
 TPU_MODULE = "hydra_plugins.memfit.hardware.tpu"
 _TPU_VARIABLES = ("TPU_ACCELERATOR_TYPE", "TPU_TOPOLOGY", "TPU_NAME", "TPU_WORKER_ID", "TPU_WORKER_HOSTNAMES")
+_ENOUGH_SHM = GIB
+"""Docker gives 64 MiB where nobody asks for more; a launch on one GPU without Ray gets by with some hundreds."""
 _TPU_FILES = ("accel*", "vfio/[0-9]*")
 
 
@@ -78,9 +81,21 @@ def _local(environ: Mapping[str, str], root: Path) -> Hardware:
         if tpu is None:
             raise
         found = tpu
+    found = replace(found, warnings=(*found.warnings, *_shared_memory(root)))
     if found.host_memory_bytes is not None:
         return found
     return replace(found, host_memory_bytes=host.host_memory_bytes(root))
+
+
+def _shared_memory(root: Path) -> list[str]:
+    """Say where a container's /dev/shm is too small for NCCL, engine workers and Ray's object store."""
+    size = host.shm_bytes(root)
+    if size is None or size >= _ENOUGH_SHM:
+        return []
+    return [
+        f"/dev/shm has {gib(size)}, which NCCL, the workers of an engine and Ray's object store share: "
+        "docker run --shm-size=16g (or --ipc=host), in Kubernetes an emptyDir with medium Memory on /dev/shm"
+    ]
 
 
 def _around(environ: Mapping[str, str]) -> Hardware:
