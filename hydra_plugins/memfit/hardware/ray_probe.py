@@ -8,6 +8,7 @@ itself does with Ray is not touched: this process connects, asks and leaves.
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 import time
@@ -30,17 +31,13 @@ def read_node() -> dict[str, Any]:
 
 def ask(address: str, seconds: float) -> list[dict[str, Any]]:
     """Return each living node with GPUs: its name, its resources, and its own reading or why there is none."""
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
+    ray: Any = importlib.import_module("ray")
+    place: Any = importlib.import_module("ray.util.scheduling_strategies").NodeAffinitySchedulingStrategy
     ray.init(address=address, log_to_driver=False, logging_level="ERROR", namespace="memfit")
     try:
         task = ray.remote(num_cpus=0, max_retries=0)(read_node)
         nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")]
-        asked = [
-            task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote()
-            for node in nodes
-        ]
+        asked = [task.options(scheduling_strategy=place(node["NodeID"], soft=False)).remote() for node in nodes]
         end = time.monotonic() + seconds
         return [_answer(ray, node, reading, end) for node, reading in zip(nodes, asked, strict=True)]
     finally:

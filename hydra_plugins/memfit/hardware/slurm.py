@@ -11,6 +11,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from hydra_plugins.memfit.base.errors import HardwareNotDetected
 from hydra_plugins.memfit.base.units import MIB
@@ -120,13 +121,13 @@ def _check_one_kind(lines: list[_Line]) -> None:
 
 def _in_job(found: Hardware, environ: Mapping[str, str]) -> Hardware:
     """Return ``found`` with what this job was given of its nodes, where its variables say so."""
-    given = {
+    given: dict[str, Any] = {
         "gpus_per_node": _count(environ.get("SLURM_GPUS_ON_NODE")),
         "nodes": _count(environ.get("SLURM_JOB_NUM_NODES")) if environ.get("SLURM_JOB_ID") else None,
         "host_memory_bytes": _count(environ.get("SLURM_MEM_PER_NODE"), MIB),
     }
     nodes = found.nodes if environ.get("SLURM_JOB_ID") else None  # a partition's size is not the launch's
-    return replace(replace(found, nodes=nodes), **{key: value for key, value in given.items() if value is not None})
+    return replace(found, **{"nodes": nodes, **{key: value for key, value in given.items() if value is not None}})
 
 
 def _count(text: str | None, unit: int = 1) -> int | None:
