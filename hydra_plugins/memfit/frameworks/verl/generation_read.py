@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from hydra_plugins.memfit.base.errors import ConfigError, NotModelled
 from hydra_plugins.memfit.base.units import ceil_div
@@ -22,7 +21,6 @@ from hydra_plugins.memfit.memory.overheads import (
 )
 from hydra_plugins.memfit.memory.states import sharded_bytes
 from hydra_plugins.memfit.memory.weight_sync import sync_moments
-from hydra_plugins.memfit.model.spec import ModelSpec
 from hydra_plugins.memfit.planning.context import Context
 from hydra_plugins.memfit.planning.problem import SOLVE
 from hydra_plugins.memfit.planning.serving import ServingRun
@@ -36,28 +34,11 @@ PPO_SECTION = "actor_rollout_ref"
 
 # -- what the launch is ---------------------------------------------------------------------------------------------
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Launch:
-    """One generation launch; ``overrides`` are the values that the plan has set so far."""
+class Launch(surroundings.EntryLaunch):
+    """One generation launch."""
 
-    view: View
-    overrides: Mapping[str, object]
-    context: Context
-    version: str
     engine_version: str
-    model: ModelSpec
-    gpus_per_node: int
-    nodes: int
     is_server: bool
-
-    def turned(self, values: Mapping[str, object]) -> Launch:
-        """Return the launch with some keys set to other values."""
-        overrides = {**self.overrides, **values}
-        return replace(self, view=self.view.with_values(overrides), overrides=overrides)
-
-    @property
-    def world_size(self) -> int:
-        """GPUs of the launch."""
-        return self.gpus_per_node * self.nodes
 
     @property
     def hands_over(self) -> bool:

@@ -17,6 +17,7 @@ from hydra_plugins.memfit.frameworks.verl.launch import ACTOR, MODEL, REF, REWAR
 from hydra_plugins.memfit.frameworks.verl.megatron_keys import is_megatron
 from hydra_plugins.memfit.frameworks.verl.megatron_knobs import megatron_knobs
 from hydra_plugins.memfit.frameworks.verl.micro_batches import divisors, micro_batches
+from hydra_plugins.memfit.frameworks.verl.surroundings import ulysses_sizes
 from hydra_plugins.memfit.frameworks.view import View
 from hydra_plugins.memfit.model.spec import ModelSpec
 from hydra_plugins.memfit.planning.problem import SOLVE, Knob
@@ -227,17 +228,8 @@ def _critic_ulysses(view: View, launch: Launch, model: ModelSpec) -> Iterator[Kn
 
 
 def _sizes(now: int, model: ModelSpec, launch: Launch, *, sequences: int) -> tuple[int, ...]:
-    """Ulysses sizes that verl takes: GPUs and heads divide, and the ranks that are left share out the mini-batch."""
-    heads, kv_heads, world = model.num_attention_heads, model.num_key_value_heads, launch.world_size
-    return tuple(
-        size
-        for size in (2, 4, 8)
-        if size > now
-        and launch.gpus_per_node % size == 0
-        and heads % size == 0
-        and (kv_heads % size == 0 or size % kv_heads == 0)
-        and sequences % (world // size) == 0
-    )
+    gpus, world = launch.gpus_per_node, launch.world_size
+    return ulysses_sizes(model, above=now, gpus_per_node=gpus, world_size=world, sequences=sequences)
 
 
 def _spread(view: View, launch: Launch, size: object) -> dict[str, object]:

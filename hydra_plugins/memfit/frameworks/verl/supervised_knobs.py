@@ -9,6 +9,7 @@ from hydra_plugins.memfit.frameworks.verl.batches import PassKeys
 from hydra_plugins.memfit.frameworks.verl.checks import fused_over_fsdp2
 from hydra_plugins.memfit.frameworks.verl.micro_batches import batch_knobs, divisors
 from hydra_plugins.memfit.frameworks.verl.supervised_read import TORCHRUN, Launch, whole_sequence
+from hydra_plugins.memfit.frameworks.verl.surroundings import ulysses_sizes
 from hydra_plugins.memfit.frameworks.verl.versions import parse
 from hydra_plugins.memfit.frameworks.view import unpinned
 from hydra_plugins.memfit.memory.breakdown import Shortfall
@@ -81,7 +82,14 @@ def _memory_for_compute(launch: Launch) -> Iterator[Knob]:
 
 def _ulysses(launch: Launch) -> Iterator[Knob]:
     key, padding, now = launch.keys.sequence_parallel, launch.keys.remove_padding, launch.sequence_parallel
-    sizes = tuple(size for size in (2, 4, 8) if size > now and _splits(launch, size))
+    possible = ulysses_sizes(
+        launch.model,
+        above=now,
+        gpus_per_node=launch.gpus_per_node,
+        world_size=launch.world_size,
+        sequences=launch.train_batch,
+    )
+    sizes = tuple(size for size in possible if _divides(launch, size))
     if sizes:
         yield Knob(
             key=key,
@@ -93,15 +101,10 @@ def _ulysses(launch: Launch) -> Iterator[Knob]:
         )
 
 
-def _splits(launch: Launch, size: int) -> bool:
-    """Whether Ulysses can take that size: GPUs and heads divide, and the ranks that are left share out the batch."""
-    heads, kv_heads = launch.model.num_attention_heads, launch.model.num_key_value_heads
-    if launch.gpus_per_node % size or heads % size or (kv_heads % size and size % kv_heads):
-        return False
-    ranks, micro = launch.world_size // size, launch.batch.micro_batch
-    if launch.train_batch % ranks:
-        return False
-    return launch.batch.dynamic or not micro or (launch.train_batch // ranks) % micro == 0
+def _divides(launch: Launch, size: int) -> bool:
+    """Whether static micro-batches still divide a rank's sequences."""
+    micro = launch.batch.micro_batch
+    return launch.batch.dynamic or not micro or (launch.train_batch * size // launch.world_size) % micro == 0
 
 
 def _host(launch: Launch) -> Iterator[Knob]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from hydra_plugins.memfit.base.errors import ConfigError, NotModelled
@@ -17,7 +16,6 @@ from hydra_plugins.memfit.frameworks.view import View
 from hydra_plugins.memfit.memory.fsdp import Sharding
 from hydra_plugins.memfit.memory.head import Head
 from hydra_plugins.memfit.memory.states import lora_parameters
-from hydra_plugins.memfit.model.spec import ModelSpec
 from hydra_plugins.memfit.planning.context import Context
 from hydra_plugins.memfit.planning.roles import Role
 from hydra_plugins.memfit.planning.supervised import SupervisedRun
@@ -27,34 +25,17 @@ TORCHRUN = ("LOCAL_WORLD_SIZE", "WORLD_SIZE")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Launch:
-    """One launch; ``overrides`` are the values that the plan has set so far."""
+class Launch(surroundings.EntryLaunch):
+    """One launch of supervised fine-tuning."""
 
-    view: View
-    overrides: Mapping[str, object]
-    context: Context
-    version: str
     entry: str
     keys: Keys
     behaviour: Behaviour
-    model: ModelSpec
-    gpus_per_node: int
-    nodes: int
-
-    def turned(self, values: Mapping[str, object]) -> Launch:
-        """Return the launch with some keys set to other values."""
-        overrides = {**self.overrides, **values}
-        return replace(self, view=self.view.with_values(overrides), overrides=overrides)
 
     @property
     def is_legacy(self) -> bool:
         """Whether this is ``fsdp_sft_trainer``, which has a loop and a loss of its own."""
         return self.entry == LEGACY
-
-    @property
-    def world_size(self) -> int:
-        """GPUs of the launch."""
-        return self.gpus_per_node * self.nodes
 
     @property
     def sequence_parallel(self) -> int:

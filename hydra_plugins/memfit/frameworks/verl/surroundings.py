@@ -2,11 +2,60 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
 from hydra_plugins.memfit.base.errors import ConfigError, ModelNotFound, NotModelled
 from hydra_plugins.memfit.frameworks.view import View
 from hydra_plugins.memfit.hardware.spec import Hardware
 from hydra_plugins.memfit.model.spec import ModelSpec
 from hydra_plugins.memfit.planning.context import Context
+
+T = TypeVar("T", bound="EntryLaunch")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EntryLaunch:
+    """A launch of one of verl's smaller entries; ``overrides`` are the values that the plan has set so far."""
+
+    view: View
+    overrides: Mapping[str, object]
+    context: Context
+    version: str
+    model: ModelSpec
+    gpus_per_node: int
+    nodes: int
+
+    def turned(self: T, values: Mapping[str, object]) -> T:
+        """Return the launch with some keys set to other values."""
+        overrides = {**self.overrides, **values}
+        return replace(self, view=self.view.with_values(overrides), overrides=overrides)
+
+    @property
+    def world_size(self) -> int:
+        """GPUs of the launch."""
+        return self.gpus_per_node * self.nodes
+
+
+def ulysses_sizes(
+    model: ModelSpec, *, above: int, gpus_per_node: int, world_size: int, sequences: int
+) -> tuple[int, ...]:
+    """
+    Return the sequence parallel sizes above one that verl takes.
+
+    The GPUs of a node and the heads divide, and the data-parallel ranks that are left share out ``sequences``.
+    """
+    heads, kv_heads = model.num_attention_heads, model.num_key_value_heads
+    return tuple(
+        size
+        for size in (2, 4, 8)
+        if size > above
+        and gpus_per_node % size == 0
+        and heads % size == 0
+        and (kv_heads % size == 0 or size % kv_heads == 0)
+        and sequences % (world_size // size) == 0
+    )
 
 
 def refuse_other_than_gpus(hardware: Hardware) -> None:
