@@ -160,6 +160,10 @@ def test_a_store_that_cannot_be_used_costs_a_warning(desk: Desk, how: str) -> No
         (("few.log", *ONE_NODE, SMALL), "holds 1 reading"),
         (("empty.log", *ONE_NODE, SMALL), "no memory readings in"),
         (("far.log", *ONE_NODE, SMALL), "this is not the run of this plan"),
+        (
+            ("dead.log", *LAUNCH[:-1], "h200", "--gpus", "8", SMALL),
+            "died on a device of 79.15 GiB, and the plan is for one of",
+        ),
         (("two",), "learn from one run at a time"),
         (("old",), "it is of an older memfit"),
         (("unplanned",), "was not planned"),
@@ -177,6 +181,7 @@ def test_wrong_input_is_one_clear_error(words: tuple[str, ...], message: str, de
     desk.log("twice.log", line.format(20) * 2)
     desk.log("far.log", line.format(900) * 2)
     desk.log("empty.log", "nothing\n")
+    desk.log("dead.log", DEAD)
     for name, text in (
         ("two/a", "{}"),
         ("two/b", "{}"),

@@ -89,7 +89,12 @@ def _death(files: list[Path]) -> Death | None:
         with open_log(str(file)) as log:
             cause = scan(log).cause
         if cause is not None and cause.kind.resource == "gpu":
-            return Death(phase=cause.phase, needed_bytes=cause.needed_bytes or 0)
+            capacity = cause.amounts.get("capacity")
+            return Death(
+                phase=cause.phase,
+                needed_bytes=cause.needed_bytes or 0,
+                capacity_bytes=capacity.num_bytes if capacity else 0,
+            )
     return None
 
 

@@ -20,6 +20,8 @@ FEWEST = 2
 """Readings below which a run has proved nothing: the optimizer's states exist from its first step on."""
 WIDEST = 4.0
 """Observed by predicted bytes, or the other way round, beyond which plan and reading do not belong together."""
+_SAME_DEVICE = 0.1
+"""Capacities of one product differ by less, over drivers."""
 _NAMES = ("*.log", "*.out", "*.txt", "*.jsonl", "*.csv", "events.out.tfevents.*")
 _DEPTH = 3
 _MOST_FILES = 1000
@@ -32,6 +34,8 @@ class Death:
     phase: str | None
     needed_bytes: int
     """In use and asked for together; 0 where the message does not say."""
+    capacity_bytes: int = 0
+    """Of the device; 0 where the message does not say."""
 
 
 def files_of(paths: Sequence[Path]) -> tuple[Path | None, list[Path]]:
@@ -129,6 +133,12 @@ def ran(run: str, expected: Mapping[str, Any], reading: Readings) -> Observation
 
 
 def _died(run: str, expected: Mapping[str, Any], death: Death) -> Observation:
+    capacity = int(expected["capacity_bytes"])
+    if death.capacity_bytes and abs(death.capacity_bytes - capacity) > _SAME_DEVICE * capacity:
+        raise ConfigError(
+            f"the run died on a device of {gib(death.capacity_bytes)}, and the plan is for one of {gib(capacity)}: this is not "
+            "the run of this plan."
+        )
     phase = death.phase if death.phase is not None and death.phase in expected["phases"] else ""
     predicted = int(expected["phases"][phase] if phase else max(expected["phases"].values()))
     return Observation(
