@@ -193,6 +193,17 @@ def test_selective_recomputation_drops_what_it_names(module: str) -> None:
     assert kept_bytes(layer) - kept_bytes(layer, recompute) == dropped
 
 
+def test_recomputing_latent_projections_keeps_the_output() -> None:
+    """DeepSeek-V3's q, k and v come back from their compressed form; what the output projection reads stays."""
+    model, layout = whole(LATENT)
+    layer = Layer.of(model, layout, moe=True)
+    recompute = Recompute(granularity="selective", modules=frozenset({"mla_up_proj"}))
+    q, v = 128 * 192, 128 * 128
+
+    assert layer.output == v
+    assert kept_bytes(layer) - kept_bytes(layer, recompute) == 2 * (q + q + 128 * (128 + 128))
+
+
 @pytest.mark.parametrize(
     ("pipeline", "virtual", "index", "micro_batches", "alive"),
     [

@@ -38,7 +38,12 @@ BASE = {
 
 
 def problem(
-    values: dict[str, Any], *, version: str = "0.9.1", hardware: str = "h100", model: str = "qwen2.5-7b"
+    values: dict[str, Any],
+    *,
+    version: str = "0.9.1",
+    hardware: str = "h100",
+    model: str = "qwen2.5-7b",
+    **options: Any,
 ) -> Problem:
     """Read verl's own Megatron config of ``version`` with ``values`` set."""
     config = OmegaConf.create(defaults.load(version, trainer="megatron"))
@@ -46,7 +51,7 @@ def problem(
         OmegaConf.update(config, key, value, force_add=True)
     context = Context(
         hardware=load_hardware(hardware),
-        settings=Settings(framework_version=version),
+        settings=Settings(framework_version=version, **options),
         resolve_model=load,
         model=load(model),
         explicit=frozenset(values),
@@ -160,6 +165,11 @@ def test_micro_batches_are_those_of_megatrons_ranks() -> None:
         ({TENSOR: 8}, ConfigError, "28 heads"),
         ({PIPELINE: 8}, ConfigError, "num_layers_in_last_pipeline_stage"),
         ({f"{MEGATRON}.expert_model_parallel_size": 2}, ConfigError, "has no experts"),
+        (
+            {PIPELINE: 4, f"{MEGATRON}.virtual_pipeline_model_parallel_size": 3},
+            ConfigError,
+            "the 7 layers of a pipeline",
+        ),
         ({f"{OVERRIDE}.recompute_granularity": "some"}, ConfigError, "is not one of full, selective"),
         ({f"{OVERRIDE}.recompute_modules": ["attn"]}, ConfigError, "names attn"),
         ({f"{MODEL}.lora.rank": 16}, NotModelled, "LoRA on Megatron"),
@@ -187,6 +197,31 @@ def test_batches_that_cannot_be_shared_out_stop_the_launch() -> None:
     static = {f"{ACTOR}.use_dynamic_bsz": False, f"{ACTOR}.ppo_micro_batch_size_per_gpu": 3, TENSOR: 2}
     with pytest.raises(ConfigError, match=r"data.train_batch_size=132"):
         make_plan(problem(static))
+
+
+def test_the_interleaved_schedule_wants_whole_rounds() -> None:
+    """15 static micro-batches over two stages with two chunks each: refused with what to write; 16 are fine."""
+    chunks = {
+        PIPELINE: 2,
+        f"{MEGATRON}.virtual_pipeline_model_parallel_size": 2,
+        f"{ACTOR}.use_dynamic_bsz": False,
+        f"{ROLLOUT}.log_prob_micro_batch_size_per_gpu": 4,
+        f"{REF}.log_prob_micro_batch_size_per_gpu": 4,
+        f"{ACTOR}.ppo_micro_batch_size_per_gpu": 4,
+    }
+    uneven = problem({**chunks, "data.train_batch_size": 120, f"{ACTOR}.ppo_mini_batch_size": 60})
+
+    assert any("interleaved schedule" in line for line in uneven.blockers)
+    assert problem(chunks).blockers == ()
+
+
+def test_fast_takes_offload_back() -> None:
+    """Under memfit.goal=fast an offload that is not needed is switched off."""
+    roomy = {TENSOR: 4, f"{MEGATRON}.param_offload": True, f"{MEGATRON}.optimizer_offload": True}
+    plan = make_plan(problem(roomy, hardware="b200", goal="fast"))
+
+    assert changes(plan)[f"{MEGATRON}.param_offload"] is False
+    assert changes(plan)[f"{MEGATRON}.optimizer_offload"] is False
 
 
 def test_other_sizes_of_the_reference_are_said_aloud() -> None:

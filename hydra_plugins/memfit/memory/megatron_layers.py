@@ -51,6 +51,8 @@ class Layer:
     tensor: int
     attention: int
     """Rotated q and k, the projection's whole output that v is a view of, and the attention's output, on one rank."""
+    output: int
+    """The attention's output alone, on one rank."""
     heads: int
     norms: int
     """Inputs of the norms of q and k, or of the compressed q and kv of latent attention."""
@@ -74,6 +76,7 @@ class Layer:
             residual=layout.residual,
             tensor=t,
             attention=ceil_div(q + k + projected + o, t),
+            output=ceil_div(o, t),
             heads=ceil_div(model.num_attention_heads, t),
             norms=norms if model.kv_lora_rank else ceil_div(norms, t),
             m=ceil_div(width, t),
@@ -113,8 +116,8 @@ def kept_bytes(layer: Layer, recompute: Recompute | None = None, *, busiest: boo
     s = layer.residual
     norms = 0 if "layernorm" in dropped else ceil_div(4 * layer.h, s)
     kept = ceil_div(4 * layer.h + 8, s) + norms
-    latent = "mla_up_proj" in dropped
-    kept += 2 * layer.attention * (not latent) + 4 * layer.heads + 2 * layer.norms
+    attention = layer.output if "mla_up_proj" in dropped else layer.attention
+    kept += 2 * attention + 4 * layer.heads + 2 * layer.norms
     if layer.rows:
         rows = layer.most_rows if busiest else layer.rows
         return kept + (0 if "moe" in dropped else _experts_keep(layer, rows, dropped))

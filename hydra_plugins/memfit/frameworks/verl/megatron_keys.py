@@ -92,6 +92,15 @@ def _refuse_model(found: Layout, model: ModelSpec) -> None:
         )
 
 
+def refuse_uneven_chunks(found: Layout, layers: tuple[int, ...]) -> None:
+    """Raise `ConfigError` where a stage's layers cannot be dealt out among its chunks."""
+    if any(count % found.virtual for count in layers):
+        raise ConfigError(
+            f"{MEGATRON}.virtual_pipeline_model_parallel_size={found.virtual} does not divide the {max(layers)} layers of a "
+            f"pipeline stage: Megatron refuses that. Write {MEGATRON}.virtual_pipeline_model_parallel_size=null."
+        )
+
+
 def split(view: View) -> Split:
     """Return how layers are cut into stages."""
     override = f"{MEGATRON}.{TRANSFORMER}"

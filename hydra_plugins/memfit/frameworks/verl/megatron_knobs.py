@@ -50,6 +50,13 @@ def megatron_knobs(view: View, launch: Launch) -> Iterator[Knob]:
         yield from _on(view, f"{OPTIMIZER_OVERRIDE}.optimizer_cpu_offload", 60, why, HOST_OPTIMIZER)
 
 
+def _waits(view: View, key: str, cost: int, why: str) -> Iterator[Knob]:
+    """An offload: it saves memory when it is on, and is faster off."""
+    on = view.flag(key, False)
+    fast = (False,) if on else ()
+    yield Knob(key=key, requested=view.requested(key), candidates=(True,), cost=cost, why=why, fast=fast)
+
+
 def _on(view: View, key: str, cost: int, why: str, companions: Mapping[str, object] | None = None) -> Iterator[Knob]:
     """A flag that saves memory when it is on; memfit does not switch it off."""
     if view.flag(key, False):
@@ -68,13 +75,13 @@ def _on(view: View, key: str, cost: int, why: str, companions: Mapping[str, obje
 def _offloads(view: View, launch: Launch) -> Iterator[Knob]:
     if batches.uses_reference(view) and view.section(REF_MEGATRON):
         why = "the reference's parameters wait in host memory while others run"
-        yield from _on(view, f"{REF_MEGATRON}.param_offload", 33, why)
+        yield from _waits(view, f"{REF_MEGATRON}.param_offload", 33, why)
     sections = [(MEGATRON, "the actor's"), *([(CRITIC_MEGATRON, "the critic's")] if launch.critic_model else [])]
     for section, whose in sections:
         why = f"{whose} optimizer states wait in host memory while others run"
-        yield from _on(view, f"{section}.optimizer_offload", 34, why)
+        yield from _waits(view, f"{section}.optimizer_offload", 34, why)
         why = f"{whose} parameters wait in host memory while others run, and its gradient buffers are given back"
-        yield from _on(view, f"{section}.param_offload", 36, why)
+        yield from _waits(view, f"{section}.param_offload", 36, why)
 
 
 def _recompute(view: View, launch: Launch) -> Iterator[Knob]:

@@ -12,6 +12,7 @@ from hydra_plugins.memfit.frameworks.verl.megatron_keys import (
     REF_MEGATRON,
     TRANSFORMER,
     layout,
+    refuse_uneven_chunks,
     refuse_unmodelled,
     split,
 )
@@ -36,7 +37,10 @@ def pipeline(view: View, launch: Launch) -> tuple[Stage, ...]:
             f"critic.strategy={view.raw('critic.strategy')} beside {ACTOR}.strategy=megatron is not modelled: set "
             "critic.strategy=megatron, or go on unplanned with memfit.strict=false."
         )
-    return worst_stages(stages(launch.actor_model, layout(view, launch), split(view)))
+    found = layout(view, launch)
+    cut = stages(launch.actor_model, found, split(view))
+    refuse_uneven_chunks(found, tuple(stage.layers for stage in cut))
+    return worst_stages(cut)
 
 
 def actor(view: View, launch: Launch, stage: Stage) -> MegatronRole:
