@@ -144,6 +144,19 @@ def test_an_unset_value_that_verl_needs_is_filled_in(composed: Compose) -> None:
     assert filled[ROLLOUT_BATCH] >= 1
 
 
+@pytest.mark.parametrize(("rank", "reports"), [("0", True), ("1", False), ("7", False)])
+def test_rank_0_reports_for_all_ranks_of_torchrun(
+    composed: Compose, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, rank: str, reports: bool
+) -> None:
+    """torchrun composes the config once a rank; eight panels would hide the one that counts."""
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setenv("RANK", rank)
+
+    composed(*LAUNCH, "+hardware=h200")
+
+    assert ("memfit: " in capfd.readouterr().err) == reports
+
+
 def test_one_report_for_two_compositions(composed: Compose, capfd: pytest.CaptureFixture[str]) -> None:
     """The same launch composed twice gives the same config and one report."""
     first = composed(*LAUNCH, "+hardware=h200", "memfit.report=short")

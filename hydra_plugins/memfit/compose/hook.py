@@ -194,6 +194,8 @@ def _finish(config: DictConfig, document: dict[str, Any]) -> None:
 
 def _report(config: DictConfig, plan: Plan, digest: str) -> None:
     """Report once for each launch: as it is asked by its first process, in one line by the processes it starts."""
+    if _is_another_rank(os.environ):
+        return
     style = plan.problem.settings.report
     if digest not in _said:
         _said.add(digest)
@@ -202,6 +204,11 @@ def _report(config: DictConfig, plan: Plan, digest: str) -> None:
         os.environ[REPORTED] = " ".join([*reported, digest][-64:])
     if style == "html":
         pages.keep_page(config, digest, os.environ)
+
+
+def _is_another_rank(environ: Mapping[str, str]) -> bool:
+    """Whether torchrun started this process beside the one with rank 0, which reports for all."""
+    return "TORCHELASTIC_RUN_ID" in environ and environ.get("RANK", "0") != "0"
 
 
 def _print_plan(plan: Plan, style: str, digest: str) -> None:
