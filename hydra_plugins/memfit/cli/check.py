@@ -20,7 +20,10 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the prediction; return 0 when it fits, 3 when not, 2 when it would die for another reason than its size."""
+    """Print the prediction; return 0 when it fits, 3 when not, 2 when it would die for another reason than its size.
+
+    A value that is missing, and that `plan` would fill in, is no such reason: it is said on stderr beside the verdict.
+    """
     from hydra_plugins.memfit.base.errors import ConfigError
     from hydra_plugins.memfit.cli.launch import read_launch
     from hydra_plugins.memfit.cli.output import show
@@ -33,8 +36,9 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--compile asks the TPU compiler, and {problem.hardware.name} is a GPU. Leave it out.")
     plan = check(problem)
     show(plan, as_json=args.json)
-    reasons = (*plan.problem.blockers, *(plan.estimate.refusals if plan.fits else ()))
-    if reasons and plan.problem.settings.strict:
-        print(*(f"memfit: {reason}" for reason in reasons), sep="\n", file=sys.stderr)
+    strict = plan.problem.settings.strict
+    for reason in (*plan.problem.blockers, *plan.estimate.refusals) if strict else ():
+        print(f"memfit: {reason}", file=sys.stderr)
+    if plan.problem.blockers and strict:
         return 2
     return 0 if plan.fits else 3

@@ -22,7 +22,7 @@ def verdict(plan: Plan) -> str:
     if not plan.fits:
         return state(plan.estimate)
     if plan.estimate.refusals:
-        return f"{plan.problem.framework} would refuse it as it is: {plan.estimate.refusals[0]}"
+        return f"fits, but {plan.problem.framework} would refuse it as it is: {plan.estimate.refusals[0]}"
     how = f"with {count(len(plan.changes), 'changed value')}" if plan.changes else "as requested"
     return f"fits {how}: {_tightest(plan.estimate)}"
 
