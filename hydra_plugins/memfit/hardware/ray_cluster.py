@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra_plugins.memfit.base.errors import HardwareNotDetected
+from hydra_plugins.memfit.base.progress import slow
 from hydra_plugins.memfit.hardware import cluster, nvml
 from hydra_plugins.memfit.hardware.cluster import Node
 from hydra_plugins.memfit.hardware.spec import Hardware
@@ -58,16 +59,11 @@ def detect(address: str, environ: Mapping[str, str]) -> Hardware:
 def _ask(address: str, environ: Mapping[str, str]) -> list[dict[str, Any]]:
     if importlib.util.find_spec("ray") is None:
         raise HardwareNotDetected(f"Ray is not installed here, and {address} is a Ray cluster: pip install ray.")
-    print(f"memfit: asking the Ray cluster at {address} for its GPUs ...", file=sys.stderr)
+    command = [sys.executable, str(Path(__file__).with_name("ray_probe.py")), address, str(_TASK_S)]
+    silent: Any = {"env": _environ(environ), "stdin": subprocess.DEVNULL, "capture_output": True}
     try:
-        answer = subprocess.run(
-            [sys.executable, str(Path(__file__).with_name("ray_probe.py")), address, str(_TASK_S)],
-            env=_environ(environ),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=TIMEOUT_S,
-            check=False,
-        )
+        with slow(f"asking the Ray cluster at {address} for its GPUs"):
+            answer = subprocess.run(command, timeout=TIMEOUT_S, check=False, **silent)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise HardwareNotDetected(f"the Ray cluster at {address} gave no answer ({error}).") from error
     lines = answer.stdout.decode(errors="replace").splitlines()
