@@ -30,7 +30,7 @@ SMALL = {
 }
 """A launch whose config is small, so that what is measured is memfit and not the reading of a large config."""
 TIMED = """\
-import os, resource, time
+import time
 import hydra
 
 last = [time.process_time()]
@@ -38,8 +38,7 @@ last = [time.process_time()]
 @hydra.main(config_path="conf", config_name="config", version_base="1.3")
 def main(cfg):
     now = time.process_time()
-    pages = int(open("/proc/self/statm").read().split()[1])
-    print("JOB", now - last[0], pages * 4096, cfg.per_device, cfg.steps)
+    print("JOB", now - last[0], cfg.per_device, cfg.steps)
     last[0] = time.process_time()
 
 main()
@@ -61,7 +60,7 @@ def write_small(folder: Path) -> Path:
 
 
 def test_a_sweep_of_a_thousand_jobs(tmp_path: Path) -> None:
-    """Hydra's own launcher, one process: the last jobs cost what the first did, in time and in memory."""
+    """Hydra's own launcher, one process: the last jobs cost what the first did. (It keeps the config of every job.)"""
     script = write_small(tmp_path)
     words = [
         "-m",
@@ -77,24 +76,21 @@ def test_a_sweep_of_a_thousand_jobs(tmp_path: Path) -> None:
 
     jobs = [line.split()[1:] for line in done.stdout.splitlines() if line.startswith("JOB ")]
     assert (done.returncode, len(jobs)) == (0, 1000), done.stderr[-2000:]
-    seconds, held = [float(job[0]) for job in jobs], [int(job[1]) for job in jobs]
+    seconds = [float(job[0]) for job in jobs]
     early, late = statistics.median(seconds[50:250]), statistics.median(seconds[-200:])
-    print(
-        f"a job: {1e3 * early:.1f} ms early, {1e3 * late:.1f} ms late; memory grew by {(held[-1] - held[99]) / MIB:.1f} MiB"
-    )
+    print(f"a job: {1e3 * early:.1f} ms early, {1e3 * late:.1f} ms late")
     assert late <= 1.5 * early
-    assert held[-1] - held[99] <= 32 * MIB
-    assert all(int(job[2]) * int(job[3]) >= 8 for job in jobs)
-    assert {job[2] for job in jobs} > {"8"}  # the longest sequences need smaller micro-batches
+    assert all(int(job[1]) * int(job[2]) >= 8 for job in jobs)
+    assert {job[1] for job in jobs} > {"8"}  # the longest sequences need smaller micro-batches
 
 
 def test_a_thousand_plans_in_one_process() -> None:
-    """1,000 different launches of every framework: memory does not grow with their number."""
+    """1,000 different launches of every framework leave nothing behind: no object of the process is one more for each."""
     bases = [Case(base=base) for base in fuzz.BASES]
     for case in bases:
         fuzz.answer(case)
     gc.collect()
-    before = resident()
+    before, objects = resident(), len(gc.get_objects())
     for number in range(1000):
         case = bases[number % len(bases)]
         capacity = (("hardware.capacity_bytes", (40 << 30) + number * MIB),)
@@ -102,7 +98,8 @@ def test_a_thousand_plans_in_one_process() -> None:
     gc.collect()
 
     print(f"1,000 plans: memory grew by {(resident() - before) / MIB:.1f} MiB")
-    assert resident() - before <= 16 * MIB
+    assert len(gc.get_objects()) - objects < 500
+    assert resident() - before <= 128 * MIB
 
 
 def test_sixty_four_ranks_agree(tmp_path: Path) -> None:

@@ -65,6 +65,11 @@ BASES: dict[str, Base] = {
     "verl 0.8.0 dynamic": _verl("0.8.0", actor_rollout_ref__actor__use_dynamic_bsz="true"),
     "verl 0.9.1": _verl("0.9.1"),
     "verl 0.9.1 LoRA": _verl("0.9.1", actor_rollout_ref__model__lora_rank="32"),
+    "verl 0.9.1 Megatron": _verl("0.9.1", model_engine="megatron"),
+    "verl-sft 0.9.1": Base(
+        framework="verl-sft", version="0.9.1", hardware="h200",
+        values={"model.path": "Qwen/Qwen2.5-3B-Instruct", "trainer.n_gpus_per_node": 1},
+    ),
     "verl-generation 0.5.0": Base(
         framework="verl-generation", version="0.5.0", hardware="a100-80",
         values={"model.path": "Qwen/Qwen2.5-7B-Instruct", "rollout.name": "vllm", "trainer.n_gpus_per_node": 1},
