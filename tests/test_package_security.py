@@ -49,7 +49,7 @@ FORBIDDEN_CALLS = frozenset(
     )
 )  # fmt: skip
 SWITCHES = ("shell", "trust_remote_code", "allow_pickle")
-STARTERS = {"exact/compiler.py", "hardware/nvml.py"}
+STARTERS = {"exact/compiler.py", "hardware/nvml.py", "hardware/ray_cluster.py", "hardware/slurm.py"}
 """The only files that start a process: this Python, with a module or a script of memfit's own."""
 
 
@@ -98,8 +98,8 @@ def test_the_search_can_fail(text: str) -> None:
     assert len(list(findings(ast.parse(text)))) == 1
 
 
-def test_processes_are_started_in_two_places() -> None:
-    """The reader of the driver, and the TPU compiler; what they run is this Python with memfit's own module."""
+def test_processes_are_started_in_few_places() -> None:
+    """The readers of driver, Ray and Slurm, and the TPU compiler: this Python with memfit's own module, or `sinfo`; no shell."""
     found = {
         str(file.relative_to(PACKAGE))
         for file in FILES
@@ -108,9 +108,10 @@ def test_processes_are_started_in_two_places() -> None:
     assert found == STARTERS
     for name in STARTERS:
         started = [n for n in ast.walk(tree(PACKAGE / name)) if isinstance(n, ast.Call)]
-        (popen,) = [n for n in started if ast.unparse(n.func) == "subprocess.Popen"]
-        assert "sys.executable" in ast.unparse(tree(PACKAGE / name))
-        assert isinstance(popen.args[0], (ast.List, ast.Name))
+        (start,) = [n for n in started if ast.unparse(n.func) in ("subprocess.Popen", "subprocess.run")]
+        assert ("'sinfo'" if name == "hardware/slurm.py" else "sys.executable") in ast.unparse(tree(PACKAGE / name))
+        assert isinstance(start.args[0], (ast.List, ast.Name))
+        assert "shell" not in {keyword.arg for keyword in start.keywords}
 
 
 def test_modules_are_imported_by_constant_names() -> None:

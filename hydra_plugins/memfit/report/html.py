@@ -52,7 +52,7 @@ def page(plan: Plan, *, refusal: str = "", absent: frozenset[str] = frozenset())
     from hydra_plugins.memfit.report import formulas
 
     data = page_data(plan)
-    return environment.get_template("page.html").render(
+    text: str = environment.get_template("page.html").render(
         data=data,
         chart=chart,
         version=__version__,
@@ -75,6 +75,7 @@ def page(plan: Plan, *, refusal: str = "", absent: frozenset[str] = frozenset())
         meanings=formulas.MEANINGS,
         formulas=formulas.formulas(formulas.chapter(plan)),
     )
+    return text
 
 
 def _environment() -> Environment:
