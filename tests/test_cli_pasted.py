@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from hydra_plugins.memfit.base.errors import ConfigError
+from hydra_plugins.memfit.cli.main import parse
 from hydra_plugins.memfit.cli.pasted import read_pasted
 
 MODULE = "-m verl.trainer.main_ppo"
@@ -29,8 +30,8 @@ MODULE = "-m verl.trainer.main_ppo"
         ("python -m torch.distributed.run --nproc-per-node=8 train.py a=1", "a=1", {},
          ("python -m torch.distributed.run --nproc-per-node=8 train.py (devices and nodes: --gpus N --nodes N)",)),
         (f"ray job submit --address=http://head:8265 --runtime-env=env.yaml python3 {MODULE} a=1", "a=1", {},
-         (f"ray job submit --address=http://head:8265 --runtime-env=env.yaml python3 {MODULE}",)),
-        (f"srun -N 2 python3 {MODULE} a=1", "a=1", {}, (f"srun -N 2 python3 {MODULE}",)),
+         ("ray job submit --address=http://head:8265 --runtime-env=env.yaml",)),
+        (f"srun -N 2 python3 {MODULE} a=1", "a=1", {}, ("srun -N 2",)),
         (f"python3 {MODULE} a=1 --cfg job --resolve", "a=1", {}, ("--cfg job", "--resolve")),
         (f"python3 {MODULE} a=1 -c job -m", "a=1", {}, ("-c job", "-m")),
         (f"python3 {MODULE} --config-name ppo_trainer a=1", "a=1", {}, ()),
@@ -64,6 +65,7 @@ def test_a_line_in_quotes(line: str, words: tuple[str, ...], monkeypatch: pytest
 @pytest.mark.parametrize(
     ("line", "message"),
     [
+        ("run_grpo.sh", "run_grpo.sh is a shell script: paste the launch line that is in it"),
         ("bash run_grpo.sh a=1", "run_grpo.sh is a shell script: paste the launch line that is in it"),
         ("torchrun --nproc_per_node 8 a=1", "no python module or script stands behind 'torchrun'"),
         (f"python3 {MODULE} --config-name mine a=1", "then --config FILE"),
@@ -88,3 +90,27 @@ def test_the_name_of_a_shipped_config_is_kept() -> None:
     assert read_pasted(f"python3 {MODULE} --config-name=ppo_megatron_trainer.yaml".split()).config_name == (
         "ppo_megatron_trainer"
     )
+
+
+def test_flags_of_a_launcher_are_not_memfits() -> None:
+    """`srun --gpus=8` counts the GPUs of a job, and `--json` of another program asks memfit for nothing."""
+    args = parse(
+        [
+            "plan",
+            "--hardware",
+            "h200",
+            "srun",
+            "--nodes=2",
+            "--gpus=8",
+            "--json",
+            "python3",
+            "-m",
+            "verl.x",
+            "a=1",
+            "--nodes",
+            "4",
+        ]
+    )
+
+    assert (args.nodes, args.gpus, args.json, args.overrides) == (4, None, False, ["a=1"])
+    assert args.pasted.left_out == ("srun --nodes=2 --gpus=8 --json",)

@@ -132,7 +132,10 @@ def test_the_verdict_says_what_decides(plan: Plan, fact: str) -> None:
     [
         (as_requested(version_assumed=True), "version 0.9.1, assumed: verl is not installed here"),
         (
-            changed(replace(MICRO_BATCH, old=None), problem=make_problem(DIES, knobs=(UNSET,))),
+            replace(
+                changed(replace(MICRO_BATCH, old=None), problem=make_problem(DIES, knobs=(UNSET,))),
+                requested=replace(DIES, refusals=("it is unset",)),
+            ),
             f"asked: {MICRO_BATCH.key} unset, so the whole batch is counted in one piece",
         ),
         (as_requested(OTHER_BUDGET), "budget: less is kept free beside an engine's share, a fact and no prediction"),

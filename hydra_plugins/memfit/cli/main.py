@@ -46,8 +46,11 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
     ``args.pasted`` (`cli.pasted.Pasted`) is what a pasted launch line holds beside them.
     """
+    from hydra_plugins.memfit.cli.pasted import hidden, shown
+
     parser = _parser(arguments)
-    args, rest = parser.parse_known_args([word for word in arguments if word != "--"])
+    args, rest = parser.parse_known_args(hidden([word for word in arguments if word != "--"]))
+    rest = shown(rest)
     takes_overrides = getattr(args, "takes_overrides", False)
     args.overrides = _values(args, rest) if takes_overrides else rest
     unknown = [word for word in args.overrides if word.startswith("-") or not takes_overrides]

@@ -42,6 +42,7 @@ _ALONE = frozenset({"-m", "--multirun", "--resolve", "-r", "--run", "--hydra-hel
 _WITH_VALUE = frozenset({"-c", "--cfg", "-p", "--package", "-i", "--info", "--experimental-rerun"})
 _NAME = frozenset({"-cn", "--config-name"})
 _COMPOSES = frozenset({"-cp", "--config-path", "-cd", "--config-dir"})
+_HIDDEN = "\0"
 _COMPOSE_FIRST = "A config of your own is composed by Hydra: COMMAND --cfg job > FILE, then --config FILE."
 
 
@@ -59,15 +60,35 @@ class Pasted:
     """What was not read, for people."""
 
 
+def hidden(words: Sequence[str]) -> list[str]:
+    """Return ``words`` with the flags of a launcher (``srun --nodes=2 python -m x``) marked, so that no parser takes them."""
+    start = next((i for i, word in enumerate(words) if _is_program(word)), None)
+    if start is None:
+        return list(words)
+    try:
+        end = _target(words, start)
+    except ConfigError:  # `read_pasted` says it
+        end = start
+    return [f"{_HIDDEN}{word}" if start <= i < end and word.startswith("-") else word for i, word in enumerate(words)]
+
+
+def shown(words: Sequence[str]) -> list[str]:
+    """Return ``words`` without the marks of `hidden`."""
+    return [word.removeprefix(_HIDDEN) for word in words]
+
+
 def read_pasted(words: Sequence[str]) -> Pasted:
     """Return the values among ``words``; raises `ConfigError` for a shell script and for a config that Hydra must compose."""
     typed = [part for word in words for part in _split(word)]
+    script = next((word for word in typed if word.endswith(".sh") and "=" not in word), None)
+    if script is not None:
+        raise ConfigError(f"{script} is a shell script: paste the launch line that is in it.")
     start = next((i for i, word in enumerate(typed) if _is_program(word)), None)
     if start is None:
         return _without_flags([], typed, {}, [])
     end = _target(typed, start)
     front = typed[:start]
-    launcher = [word for word in typed[start:end] if not _ASSIGNMENT.match(word)]
+    launcher = _launcher([word for word in typed[start:end] if not _ASSIGNMENT.match(word)])
     variables = [word for word in (*front, *typed[start:end]) if _ASSIGNMENT.match(word)]
     environ = dict(word.split("=", 1) for word in variables)
     values = [word for word in front if word not in variables]
@@ -129,6 +150,15 @@ def _target(words: Sequence[str], start: int) -> int:
 def _behind_script(words: Sequence[str], index: int) -> int:
     """A module that launches a script (areal.launcher.local examples/x.py) has it as its first word."""
     return index + 1 if index < len(words) and _is_script(words[index]) else index
+
+
+def _launcher(words: list[str]) -> list[str]:
+    """Return the words in front of a plain ``python -m MODULE`` or ``python SCRIPT``, which say how many processes there are."""
+    plain = next((i for i, word in enumerate(words) if os.path.basename(word).startswith("python")), 0)
+    silent = all(word in _QUIET for word in words[:plain]) or any(
+        w.startswith(_LAUNCHER_MODULES) for w in words[plain:]
+    )
+    return words if silent else words[:plain]
 
 
 def _says_nothing(launcher: Sequence[str]) -> bool:

@@ -56,6 +56,10 @@ def assumes_version(name: str, asked: str | None) -> bool:
 
 def recognise(config: Mapping[str, Any]) -> Adapter:
     """Return the adapter whose framework the config belongs to; raises `ConfigError` when none or several claim it."""
+    if not config:
+        raise ConfigError(
+            "there is no launch to read: memfit plan --framework verl --hardware h200 key=value ..., or paste a launch line."
+        )
     claims = [a for a in map(adapter, _ADAPTERS) if a.recognises(config)]
     if len(claims) == 1:
         return claims[0]

@@ -77,8 +77,13 @@ def as_markdown(rows: Sequence[Row]) -> str:
     short = _short_names(rows)
     for row in rows:
         cells = (_devices(row), _verdict(row), row.binding_phase, _sizes(row), _said(row, short, mark="`"))
-        lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
+        lines.append(f"| {' | '.join(map(_cell, cells))} |")
     return "\n".join(lines) + "\n"
+
+
+def _cell(text: str) -> str:
+    """A cell of Markdown is one line, and a bar ends it."""
+    return " ".join(text.split()).replace("|", "\\|")
 
 
 def as_text(rows: Sequence[Row]) -> str:

@@ -88,7 +88,7 @@ def host(estimate: Estimate) -> str:
     need, budget = estimate.host.peak_bytes, estimate.host.budget_bytes
     if not need:
         return ""
-    return f"{gib(need)} of {gib(budget)}" if budget else f"{gib(need)} (what the host has is not known)"
+    return f"{gib(need)} of {gib(budget)}" if budget else f"{gib(need)} (budget not known: memfit.host_memory_bytes=N)"
 
 
 def version(plan: Plan) -> str:
@@ -117,7 +117,7 @@ def unset(plan: Plan) -> str:
     """Return what is counted as asked for where the launch leaves a value unset that its framework needs, or nothing."""
     needed = {knob.key for knob in plan.problem.knobs if knob.required and knob.requested is None}
     keys = [change.key for change in plan.changes if change.key in needed]
-    if not keys:
+    if not keys or not plan.requested.refusals:  # elsewhere an unset value has a meaning of its own
         return ""
     return f"asked: {listed(keys, 2)} unset, so the whole batch is counted in one piece"
 

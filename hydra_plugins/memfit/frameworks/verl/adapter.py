@@ -9,6 +9,7 @@ from typing import Any
 from hydra_plugins.memfit.base.errors import NotModelled
 from hydra_plugins.memfit.frameworks.verl import defaults, keys, knobs, others, pools, read, recipes, surroundings
 from hydra_plugins.memfit.frameworks.verl.checks import (
+    PLACEHOLDER,
     blockers,
     broken_heads,
     fixes,
@@ -30,9 +31,6 @@ from hydra_plugins.memfit.planning.pools import estimate
 from hydra_plugins.memfit.planning.problem import Problem, remembered
 
 __all__ = ["WRITABLE_KEYS", "VerlAdapter"]
-
-CRITIC_PLACEHOLDER = "~/models/deepseek-llm-7b-chat"
-"""critic.model.path in verl's own yaml, every release."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +141,7 @@ def _launch(view: View, context: Context) -> Launch:
 def _critic_model(view: View, context: Context, actor: ModelSpec) -> ModelSpec:
     """The critic's own path; verl's placeholder stands for the actor's architecture, unless the user wrote it."""
     key = "critic.model.path"
-    if key not in context.explicit and view.composed(key) in (MISSING, None, CRITIC_PLACEHOLDER):
+    if key not in context.explicit and view.composed(key) in (MISSING, None, PLACEHOLDER):
         return actor
     return surroundings.model(view, context, key, None, role="critic")
 

@@ -25,6 +25,8 @@ SECTIONS = (
     *(MODEL, ROLLOUT, "data", "trainer", "algorithm"),
     *("critic", "critic.model", "critic.fsdp", "critic.megatron"),
 )
+PLACEHOLDER = "~/models/deepseek-llm-7b-chat"
+"""actor_rollout_ref.model.path and critic.model.path in verl's own yaml, every release."""
 DEFAULT_MINI_BATCH = 256
 """actor.ppo_mini_batch_size in verl's own yaml, every release."""
 ALLOCATOR_VARIABLES = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
@@ -217,9 +219,28 @@ def _ray_env(view: View, name: str) -> Any:
     return env.get(name) if isinstance(env, Mapping) else None
 
 
+def _assumed(view: View, launch: Launch) -> list[str]:
+    """Return what the launch leaves open and memfit takes for granted."""
+    lines = []
+    if view.raw(f"{ROLLOUT}.name") in (MISSING, None, "???"):
+        lines.append(
+            f"{ROLLOUT}.name is not set, and verl {launch.version} stops without it: vllm is counted. "
+            f"Set {ROLLOUT}.name=vllm or sglang."
+        )
+    if view.raw(f"{MODEL}.path") == PLACEHOLDER:
+        lines.append(f"{MODEL}.path is verl's own placeholder, {PLACEHOLDER}: set the checkpoint that you train.")
+    if launch.actor_model.num_linear_attention_layers:
+        lines.append(
+            f"{launch.actor_model.name} has linear attention layers, whose activations in the trainer were not checked against "
+            "any run: keep more room with memfit.margin=0.15."
+        )
+    return lines
+
+
 def notes(view: View, launch: Launch, context: Context) -> tuple[str, ...]:
     """Return what a user should know about the reading of the config."""
     lines = [*context.hardware.warnings, *(layout_notes(view, launch) if is_megatron(view) else [])]
+    lines += _assumed(view, launch)
     message = _expandable_segments(view, launch, context)
     if message and EXPANDABLE_REFUSED < parse(launch.engine_version)[:2] < EXPANDABLE_TOLERATED:
         lines.append(message.replace("stops at start with", "may stop at start with (not checked for this release)"))
