@@ -28,7 +28,9 @@ MICRO = "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu"
 LOG_PROB = "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu"
 TENSOR = "actor_rollout_ref.rollout.tensor_model_parallel_size=1"
 GRPO = "algorithm.adv_estimator=grpo"
-SMALL = ("--framework", "verl", "--hardware", "h200", "--gpus", "1", MODEL, GRPO, TENSOR, f"{MICRO}=1", f"{LOG_PROB}=1")
+VLLM = "actor_rollout_ref.rollout.name=vllm"
+ONE = ("--framework", "verl", "--hardware", "h200", "--gpus", "1")
+SMALL = (*ONE, MODEL, GRPO, VLLM, TENSOR, f"{MICRO}=1", f"{LOG_PROB}=1")
 LARGE = (
     "--framework",
     "verl",
@@ -151,7 +153,7 @@ def test_a_file_and_words_give_the_same_answer(tmp_path: Path, capsys: pytest.Ca
     nested.write_text(
         "defaults: [ppo_trainer]\nhydra: {run: {dir: x}}\nmemfit: {margin: 0.05}\n"
         "algorithm.adv_estimator: grpo\nactor_rollout_ref:\n  model: {path: Qwen/Qwen2.5-3B-Instruct}\n"
-        "  actor.ppo_micro_batch_size_per_gpu: 1\n  rollout: {log_prob_micro_batch_size_per_gpu: 1}\n"
+        "  actor.ppo_micro_batch_size_per_gpu: 1\n  rollout: {name: vllm, log_prob_micro_batch_size_per_gpu: 1}\n"
         "  rollout.tensor_model_parallel_size: 1\ntrainer: {n_gpus_per_node: 1}\n"
     )
     options = ("--framework", "verl", "--hardware", "h200", "--json")
@@ -504,3 +506,16 @@ def test_a_reader_that_leaves_early_is_no_error() -> None:
         env={**os.environ, "PYTHONPATH": path},
     )
     assert (result.stdout, result.stderr) == ("{\n", "")
+
+
+@pytest.mark.parametrize(
+    ("left_out", "warning"),
+    [
+        (VLLM, "actor_rollout_ref.rollout.name is not set, and verl 0.9.1 stops without it"),
+        (MODEL, "actor_rollout_ref.model.path is verl's own placeholder"),
+    ],
+)
+def test_what_a_launch_leaves_open_is_said(left_out: str, warning: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """An engine or a checkpoint that nobody named is counted as verl's example would have it, and a warning names the key."""
+    words = [word for word in SMALL if word != left_out]
+    assert warning in " ".join(Answer(capsys, "check", *words, "--json").json["warnings"])
