@@ -131,12 +131,20 @@ def _predicted(remedy: Remedy | None) -> Iterator[str]:
     phase = remedy.predicted
     parts = ", ".join(f"{name} {size(part)}" for name, part in _largest(phase))
     needs = size(max(phase.peak_bytes, phase.needed_bytes))
-    yield f"{phase.name} of this launch: {needs}, budget {size(phase.budget_bytes)}; largest: {parts}"
+    yield f"{phase.name} of this launch{_release(remedy)}: {needs}, budget {size(phase.budget_bytes)}; largest: {parts}"
     if remedy.learned_bytes:
         yield (
             f"the log shows {size(remedy.learned_bytes)} more than that, which no formula explains; the plan below counts it "
             f"in {phase.name}"
         )
+
+
+def _release(remedy: Remedy) -> str:
+    """Which release was taken, where neither the launch nor an installed framework says it: each needs other bytes."""
+    if remedy.plan is None or not remedy.plan.problem.version_assumed:
+        return ""
+    problem = remedy.plan.problem
+    return f" ({problem.framework} {problem.framework_version} is assumed, --framework-version names another)"
 
 
 def _largest(phase: PhaseEstimate) -> list[tuple[str, int]]:
