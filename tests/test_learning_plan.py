@@ -164,6 +164,7 @@ def test_a_store_that_cannot_be_used_costs_a_warning(desk: Desk, how: str) -> No
             ("dead.log", *LAUNCH[:-1], "h200", "--gpus", "8", SMALL),
             "died on a device of 79.15 GiB, and the plan is for one of",
         ),
+        (("far.log", *LAUNCH[:2], *LAUNCH[4:], "--gpus", "8", SMALL), "which release of verl ran is not known"),
         (("two",), "learn from one run at a time"),
         (("old",), "it is of an older memfit"),
         (("unplanned",), "was not planned"),

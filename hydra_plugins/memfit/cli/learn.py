@@ -18,7 +18,7 @@ RUN          the run's folder with .hydra/memfit.json, its console log, jsonl, T
 
 examples:
   memfit learn outputs/2026-11-21/10-00-00 console.log
-  memfit learn console.log --hardware h200 --gpus 8 actor_rollout_ref.model.path=Qwen/Qwen2.5-7B-Instruct
+  memfit learn console.log --framework-version 0.9.1 --hardware h200 --gpus 8 actor_rollout_ref.model.path=Qwen/Qwen2.5-7B-Instruct
   memfit learn --list
   memfit learn --forget 3f2a9c01de
 
@@ -69,12 +69,16 @@ def _learn(file: Path, args: argparse.Namespace) -> None:
 
 
 def _asked(args: argparse.Namespace) -> dict[str, Any]:
-    """Return what memfit would have expected of the launch that the command line describes."""
+    """Return what memfit would have expected of the launch that the command line describes; raises `ConfigError`."""
+    from hydra_plugins.memfit.base.errors import ConfigError
     from hydra_plugins.memfit.cli.launch import read_launch
     from hydra_plugins.memfit.learning.kind import expectation
     from hydra_plugins.memfit.planning.search import check
 
-    return expectation(check(read_launch(args).problem))
+    problem = read_launch(args).problem
+    if problem.version_assumed:  # what one release needs beyond another's formulas is no lesson
+        raise ConfigError(f"which release of {problem.framework} ran is not known: --framework-version X.Y.Z.")
+    return expectation(check(problem))
 
 
 def _death(files: list[Path]) -> Death | None:
