@@ -61,7 +61,9 @@ class _Search:
     def __init__(self, problem: Problem, pins: frozenset[str], *, semantic: bool) -> None:
         self.problem = problem
         kinds = ("neutral", "semantic") if semantic else ("neutral",)
-        knobs = [_within(k, problem, pins) for k in problem.knobs if k.key not in pins and k.kind in kinds]
+        fixed = {change.key: change.new for change in problem.fixes}
+        free = (_fixed(k, fixed) for k in problem.knobs if k.key not in pins and k.kind in kinds)
+        knobs = [_within(k, problem, pins) for k in free]
         self.knobs = sorted(knobs, key=lambda k: (k.kind == "semantic", k.cost))
         self.values: dict[str, object] = {}
         self.turned: list[tuple[Knob, object, dict[str, object]]] = []
@@ -180,6 +182,11 @@ def _steps(knob: Knob) -> list[object]:
     apart = knob.requested is not None and not set(knob.fast) & set(knob.candidates)  # SOLVE may be both
     asked = (knob.requested,) if knob.fast and apart else ()
     return list(dict.fromkeys((*knob.fast, *asked, *knob.candidates)))
+
+
+def _fixed(knob: Knob, fixed: Mapping[str, Value]) -> Knob:
+    """Return the knob with the value that the framework needs in the place of the requested one: nobody goes back to that."""
+    return replace(knob, requested=fixed[knob.key]) if knob.key in fixed else knob
 
 
 def _within(knob: Knob, problem: Problem, pins: frozenset[str]) -> Knob:
