@@ -26,10 +26,13 @@ FOUND = (
     Case(base="areal 1.0.4", values=(("gconfig", {}),), settings=(("goal", "fast"),)),
     Case(base="mllm-jax", values=(("num_pre_q", -INFINITE),)),
     Case(base="mllm-jax", values=(("rollout.n", 10**400),)),
+    Case(base="mllm-jax", values=(("rollout.batch_size", 42553232),)),
+    Case(base="jax", values=(("per_device", 10**9),)),
+    Case(base="transformers", values=(("generation.num_return_sequences", 10**9),)),
     Case(base="mllm-jax", settings=(("hardware.capacity_bytes", 16 << 30),)),
     Case(base="mllm-jax variables", values=(("NUM_PRE_Q", 1),), pins=("NUM_PRE_Q",)),
 )
-"""Cases that once ended in a traceback, or in an error about something that nobody asked for."""
+"""Cases that once ended in a traceback, ran without end, or gave an error about something that nobody asked for."""
 LAZY = (
     Case(
         base="verl 0.9.1", lazy=True,

@@ -11,8 +11,20 @@ from hydra_plugins.memfit.planning.problem import Change, Value
 LARGEST = 10**9
 """No count in a launch (sequences, tokens, GPUs) is larger; what is derived from it stays computable."""
 
+MOST_SEQUENCES = 10**6
+"""No batch has more sequences; its divisors, which are the micro-batches to choose from, can be listed."""
+
 MISSING = object()
 """What `View.raw` returns for a key that the config does not have."""
+
+
+def listable(sequences: int, key: str) -> int:
+    """Return ``sequences``, the size of a batch that ``key`` asks for; raises `ConfigError` where no batch is so large."""
+    if sequences > MOST_SEQUENCES:
+        raise ConfigError(
+            f"{key} makes a batch of {sequences} sequences; memfit reads up to {MOST_SEQUENCES}. Lower {key}."
+        )
+    return sequences
 
 
 class View:

@@ -21,7 +21,7 @@ from typing import Any
 from hydra_plugins.memfit.base.errors import ConfigError
 from hydra_plugins.memfit.base.units import ceil_div
 from hydra_plugins.memfit.frameworks import xla
-from hydra_plugins.memfit.frameworks.view import View
+from hydra_plugins.memfit.frameworks.view import View, listable
 from hydra_plugins.memfit.memory.breakdown import Estimate
 from hydra_plugins.memfit.memory.xla_training import MOMENTS, REMAT, XlaStep
 from hydra_plugins.memfit.model.spec import ModelSpec
@@ -170,7 +170,7 @@ def _knobs(launch: _Launch) -> list[Knob]:
     micro, batch = launch.micro(launch.view), launch.batch
     key, steps = launch.context.settings.mapping["micro_batch_size"], launch.key("accumulation_steps")
     keeps = (steps is not None and steps not in launch.context.pinned) or launch.key("batch_size") is not None
-    sizes = [n for n in range(max(micro, batch), 0, -1) if not keeps or batch % n == 0]
+    sizes = [n for n in range(listable(max(micro, batch), key), 0, -1) if not keeps or batch % n == 0]
     knob = Knob(
         key=key,
         requested=micro,

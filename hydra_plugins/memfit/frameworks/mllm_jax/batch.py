@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from hydra_plugins.memfit.base.errors import ConfigError
 from hydra_plugins.memfit.base.units import ceil_div, round_up
 from hydra_plugins.memfit.frameworks.mllm_jax.keys import NEWEST, Request
+from hydra_plugins.memfit.frameworks.view import listable
 from hydra_plugins.memfit.frameworks.xla import Slice
 
 BUCKETS = (128, 256, 512, 1024, 2048, 4096, 8192)
@@ -49,6 +50,7 @@ def bucket(tokens: int, key: str) -> int:
 
 def split(request: Request, devices: Slice) -> Batch:
     """Return what one device sees of ``request``; raises `ConfigError` where the runner would refuse to start."""
+    listable(request.prompts * request.completions, request.key["prompts"])
     local, completions = _local(request, devices)
     micro = _micro(request, local, devices)
     return Batch(

@@ -24,7 +24,7 @@ from hydra_plugins.memfit.frameworks.transformers.keys import (
     is_misspelt,
     refuse_quantization,
 )
-from hydra_plugins.memfit.frameworks.view import MISSING, View
+from hydra_plugins.memfit.frameworks.view import MISSING, View, listable
 from hydra_plugins.memfit.memory.breakdown import Estimate, PhaseEstimate
 from hydra_plugins.memfit.memory.generation import Call, process
 from hydra_plugins.memfit.memory.sampling import Sampler
@@ -232,7 +232,8 @@ def _questions(launch: _Launch) -> Knob:
 
 
 def _answers(launch: _Launch) -> Knob:
-    wanted, requested = launch.wanted, launch.view.optional_integer(launch.keys["chunk_size"])
+    wanted = listable(launch.wanted, launch.keys["num_return_sequences"])
+    requested = launch.view.optional_integer(launch.keys["chunk_size"])
     sizes = sorted({ceil_div(wanted, parts) for parts in range(1, wanted + 1)}, reverse=True)
     lower = [n for n in sizes if requested is None or n < requested]
     return Knob(
