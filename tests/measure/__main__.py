@@ -86,7 +86,9 @@ def _apart(job: Job, device: str) -> Result:
     """Run a job in a fresh process, whose allocator nobody has used."""
     command = [sys.executable, "-m", "measure", "--job", json.dumps(asdict(job))]
     command += ["--dry-run"] if device == "cpu" else []
-    setting = {"PYTORCH_CUDA_ALLOC_CONF": f"expandable_segments:{job.expandable}"}
+    tests = Path(__file__).parents[1]
+    path = os.pathsep.join(filter(None, (str(tests), str(tests.parent), os.environ.get("PYTHONPATH"))))
+    setting = {"PYTORCH_CUDA_ALLOC_CONF": f"expandable_segments:{job.expandable}", "PYTHONPATH": path}
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **setting})
     print(
         job.kind,
