@@ -204,8 +204,7 @@ def test_expandable_segments_stop_a_strict_launch() -> None:
 UNMODELLED = {
     "actor_rollout_ref.actor.strategy": "veomni",
     "actor_rollout_ref.rollout.name": "hf",
-    "reward.reward_model.enable": True,
-    "distillation.nnodes": 1,
+    "actor_rollout_ref.model.mtp.enable": True,
 }
 
 
