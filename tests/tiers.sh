@@ -12,10 +12,10 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
 OTHERS="matrix or verl or areal or tpu or fuzz or neighbours or browser or peers or megatron"
 TIERS=(
   "lint   |  5 | quick | ruff check . && ruff format --check . && mypy"
-  "quick  |  5 | quick | python -m pytest -n 2 -m 'not (slow or $OTHERS)'"
+  "quick  | 10 | quick | python -m pytest -n 2 -m 'not (slow or $OTHERS)'"
   "validate | 5 | quick | PYTHONPATH=tests:. python -m support.validate"
   "slow   | 15 | quick | python -m pytest -n 2 -m 'slow and not ($OTHERS)'"
-  "fuzz   | 20 | quick | python -m pytest -n 2 -m fuzz"
+  "fuzz   | 25 | quick | python -m pytest -n 2 -m fuzz"
   "atheris | 5 | atheris | PYTHONPATH=tests:. python -m support.fuzz_diagnosis -max_total_time=60"
   "matrix | 15 | quick | python -m pytest -m matrix"
   "neighbours | 10 | neighbours | python -m pytest -n 2 -m neighbours"
