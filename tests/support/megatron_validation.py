@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,23 +20,9 @@ from hydra_plugins.memfit.memory.megatron_pass import StagePass, VocabularyHead,
 from hydra_plugins.memfit.memory.trainer import peak
 from hydra_plugins.memfit.model.resolve import load
 from hydra_plugins.memfit.model.spec import ModelSpec
+from support.trainer_validation import Comparison
 
 TRACES = Path(__file__).resolve().parents[1] / "data" / "megatron_traces.json"
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """One phase of one traced stage."""
-
-    case: dict[str, Any]
-    phase: str
-    traced_bytes: int
-    predicted_bytes: int
-
-    @property
-    def error(self) -> float:
-        """Predicted over traced, minus one."""
-        return self.predicted_bytes / self.traced_bytes - 1
 
 
 def rows() -> list[dict[str, Any]]:
@@ -50,7 +36,7 @@ def comparisons() -> Iterator[Comparison]:
     for row in rows():
         predicted = predict(row["case"])
         for phase, traced in row["phases"].items():
-            yield Comparison(row["case"], phase, traced["peak_allocated_bytes"], predicted[phase])
+            yield Comparison(row["case"], "", phase, traced["peak_allocated_bytes"], predicted[phase])
 
 
 def predict(case: dict[str, Any]) -> dict[str, int]:
