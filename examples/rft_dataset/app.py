@@ -43,10 +43,11 @@ def load(cfg: DictConfig) -> tuple[Any, Any]:
     """Return model and tokenizer: taught on the spot where the folder holds a config alone, else loaded."""
     options = {"dtype": getattr(torch, cfg.model.dtype), "attn_implementation": cfg.model.attn_implementation}
     if cfg.model.practice_steps:
+        torch.manual_seed(cfg.seed)  # the weights are drawn below: the same seed is the same model
         config = transformers.AutoConfig.from_pretrained(cfg.model.path)
         model = transformers.AutoModelForCausalLM.from_config(config, **options)
         tokenizer = make_tokenizer()
-        practise(model, tokenizer, steps=cfg.model.practice_steps, seed=cfg.seed)
+        practise(model, tokenizer, steps=cfg.model.practice_steps)
     else:
         model = transformers.AutoModelForCausalLM.from_pretrained(cfg.model.path, **options)
         tokenizer = transformers.AutoTokenizer.from_pretrained(cfg.model.path)
@@ -54,9 +55,8 @@ def load(cfg: DictConfig) -> tuple[Any, Any]:
     return model.eval().to(device), tokenizer
 
 
-def practise(model: Any, tokenizer: Any, *, steps: int, seed: int) -> None:
+def practise(model: Any, tokenizer: Any, *, steps: int) -> None:
     """Teach the model sums, on the CPU, in a few seconds."""
-    torch.manual_seed(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for step in range(steps):
         texts = [question + answer + "</s>" for question, answer in sums(64, seed=step + 1)]
