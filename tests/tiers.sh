@@ -41,7 +41,7 @@ env_areal() {
 }
 env_neighbours() {
   pip install -q hydra-core==1.3.8 hydra-zen==0.17.2 hydra-colorlog==1.2.0 hydra-joblib-launcher==1.2.0 \
-    hydra-optuna-sweeper==1.3.0 hydra-submitit-launcher==1.2.0
+    hydra-optuna-sweeper==1.3.0 hydra-submitit-launcher==1.2.0 hydra-ray-launcher==1.2.2
 }
 env_browser() { pip install -q playwright==1.65.2 plotly==7.1.0 jinja2==3.1.6; }
 env_atheris() { pip install -q atheris==3.0.0; }
