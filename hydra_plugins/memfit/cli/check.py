@@ -22,7 +22,7 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the prediction; return 0 when it fits, 3 when not, 2 when it would die for another reason than its size.
 
-    A value that is missing, and that `plan` would fill in, is no such reason: it is said on stderr beside the verdict.
+    A launch that the framework refuses for a missing value, which `plan` would fill in, does not fit; stderr says which.
     """
     from hydra_plugins.memfit.base.errors import ConfigError
     from hydra_plugins.memfit.cli.launch import read_launch
