@@ -9,6 +9,15 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Draw the same values in each run, however slow the machine: what fails once fails again."""
+    if config.pluginmanager.hasplugin("hypothesispytest"):
+        from hypothesis import settings
+
+        settings.register_profile("repeatable", derandomize=True, deadline=None)
+        settings.load_profile("repeatable")
+
+
 @pytest.fixture(autouse=True)
 def _own_process_state() -> Iterator[None]:
     """Give each test an environment without memfit's variables, and a process in which nothing was planned yet."""

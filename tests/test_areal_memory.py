@@ -157,7 +157,7 @@ def test_what_strangers_hold_is_not_the_servers_to_share() -> None:
     assert (free - less) / GIB == pytest.approx(8.0, abs=0.1)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     tokens=st.integers(1, 64).map(lambda n: 256 * n),
     master=st.sampled_from([2, 4]),
@@ -180,7 +180,7 @@ def test_phases_that_die_show_the_moment_and_say_the_need(
         assert phase.peak_bytes == phase.components.total_bytes
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(tokens=st.integers(1, 30).map(lambda n: 256 * n), fraction=st.sampled_from([0.3, 0.6, 0.85]))
 def test_more_tokens_never_need_less(tokens: int, fraction: float) -> None:
     """The planner searches on the need: it never falls with the limit, nor with the server's share."""

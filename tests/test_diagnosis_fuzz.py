@@ -65,7 +65,7 @@ def check(data: bytes) -> None:
         assert all(amount.num_bytes >= 0 for amount in finding.amounts.values())
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=25)
 @given(logs())
 def test_mixed_lines_are_survived(data: bytes) -> None:
     """No mixture of known messages and noise breaks a scan."""
@@ -73,7 +73,7 @@ def test_mixed_lines_are_survived(data: bytes) -> None:
 
 
 @pytest.mark.fuzz
-@settings(max_examples=3000, deadline=None, derandomize=True)
+@settings(max_examples=3000)
 @given(logs())
 def test_many_mixed_lines_are_survived(data: bytes) -> None:
     """The same, longer; the tier ``atheris`` looks elsewhere each time."""
@@ -81,7 +81,7 @@ def test_many_mixed_lines_are_survived(data: bytes) -> None:
 
 
 @pytest.mark.fuzz
-@settings(max_examples=200, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(logs())
 def test_the_command_always_answers(tmp_path: Path, data: bytes) -> None:
     """The command ends with 0 or 3: an internal error of memfit would be 1."""

@@ -50,7 +50,7 @@ LAZY = (
 """Interpolations in a circle, and a section that is gone."""
 
 
-@settings(max_examples=60, deadline=None, database=None, derandomize=True, suppress_health_check=ALL)
+@settings(max_examples=60, suppress_health_check=ALL)
 @given(case=fuzz.cases())
 def test_every_config_ends_in_a_plan_or_one_error(case: Case) -> None:
     """Values of other types, missing keys, absurd numbers, other frameworks' sections, circular interpolations."""
@@ -78,7 +78,7 @@ def test_a_hundred_thousand_configs(shard: int) -> None:
     count = 0
 
     @seed(SEED * SHARDS + shard)
-    @settings(max_examples=CASES // SHARDS, deadline=None, database=None, suppress_health_check=ALL, phases=PHASES)
+    @settings(max_examples=CASES // SHARDS, suppress_health_check=ALL, phases=PHASES)
     @given(case=fuzz.cases())
     def run(case: Case) -> None:
         nonlocal count
@@ -92,7 +92,7 @@ def test_a_hundred_thousand_configs(shard: int) -> None:
 def test_the_fuzz_can_fail() -> None:
     """A defect in the planner is seen, and not taken for an error of the user's."""
 
-    @settings(max_examples=50, deadline=None, database=None, derandomize=True, suppress_health_check=ALL)
+    @settings(max_examples=50, suppress_health_check=ALL)
     @example(case=Case(base="verl 0.9.1"))
     @given(case=fuzz.cases())
     def run(case: Case) -> None:

@@ -16,7 +16,7 @@ from support import valid_launches as valid
 from support.fuzz import Case
 
 FEW = settings(
-    max_examples=int(os.environ.get("MEMFIT_PROPERTY_CASES", "20")), deadline=None, database=None, derandomize=True,
+    max_examples=int(os.environ.get("MEMFIT_PROPERTY_CASES", "20")),
     suppress_health_check=[HealthCheck.filter_too_much],
 )  # fmt: skip
 

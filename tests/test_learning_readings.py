@@ -67,7 +67,7 @@ def test_files_that_cannot_be_read(tmp_path: Path, name: str, text: str | None, 
         read(tmp_path / name)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     noise=st.lists(
         st.one_of(

@@ -203,7 +203,7 @@ JSON = st.one_of(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.sampled_from(sorted(FAMILIES)),
     st.dictionaries(st.sampled_from([*LLAMA, "head_dim", "num_experts", "layer_types", "vision_config"]), JSON),

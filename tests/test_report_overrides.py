@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hydra_plugins.memfit.cli.config_file import nested
@@ -19,7 +19,6 @@ VALUES = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=
 KEYS = st.text("abc_", min_size=1, max_size=3)
 
 
-@settings(deadline=None)  # the first parse loads a grammar
 @given(VALUES)
 def test_any_value_reads_back(value: Any) -> None:
     """A pasted override gives the same value with the same type."""

@@ -294,7 +294,7 @@ LAUNCHES = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 @given(
     values=LAUNCHES,
     version=st.sampled_from(defaults.VERSIONS),

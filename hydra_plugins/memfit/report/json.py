@@ -35,7 +35,14 @@ def all_warnings(plan: Plan) -> list[str]:
     """Return every sentence that the user should read, once each: what would stop the launch first, then the rest."""
     problem = plan.problem
     shortfalls = [f"{s.phase}: {s.why}" for s in plan.estimate.shortfalls]
-    said = (*problem.blockers, *plan.estimate.refusals, *shortfalls, *problem.hardware.warnings, *problem.warnings, *plan.warnings)
+    said = (
+        *problem.blockers,
+        *plan.estimate.refusals,
+        *shortfalls,
+        *problem.hardware.warnings,
+        *problem.warnings,
+        *plan.warnings,
+    )
     return list(dict.fromkeys((*said, *plan.estimate.notes)))
 
 
