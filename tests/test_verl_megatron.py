@@ -192,6 +192,16 @@ def test_what_cannot_be_judged_is_one_clear_error(
     assert "Write" in str(caught.value) or "memfit.strict=false" in str(caught.value) or "Choose" in str(caught.value)
 
 
+def test_embedding_and_loss_count_as_places_of_a_chunk() -> None:
+    """28 layers with embedding and loss are 30 places: two stages of three chunks of five, where 14 layers alone are not."""
+    chunks = {PIPELINE: 2, f"{MEGATRON}.virtual_pipeline_model_parallel_size": 3}
+    counted = {f"{OVERRIDE}.account_for_{what}_in_pipeline_split": True for what in ("embedding", "loss")}
+
+    with pytest.raises(ConfigError, match="the 14 layers"):
+        check(problem(chunks))
+    assert check(problem({**chunks, **counted})).estimate.phases
+
+
 def test_batches_that_cannot_be_shared_out_stop_the_launch() -> None:
     """verl asks for a multiple of the data-parallel ranks times the micro-batch; the message says what to write."""
     static = {f"{ACTOR}.use_dynamic_bsz": False, f"{ACTOR}.ppo_micro_batch_size_per_gpu": 3, TENSOR: 2}

@@ -88,16 +88,21 @@ def _word(value: object) -> str:
 def page() -> str:
     """Return the page: how often memfit is right, then one row a run."""
     judged = [judge(case) for case in cases()]
-    counts = Counter((j.case["outcome"], j.verdict) for j in judged if j.complete and j.plan)
+    counts = Counter((j.case["megatron"], j.case["outcome"], j.verdict) for j in judged if j.complete and j.plan)
+    backends = {False: "FSDP", True: "Megatron"}
     lines = [
         "# Known fits and out-of-memory errors",
         "",
         "Written by `python -m support.validate --write` from `tests/data/verl_cases.json`. Each run is judged as "
         "published (`memfit check`); GSM8K at its real mean length.",
         "",
-        "| known | judged `fits` | judged `oom` |",
-        "|---|---|---|",
-        *(f"| {known} | {counts[known, 'fits']} | {counts[known, 'oom']} |" for known in ("fits", "oom")),
+        "| trainer | known | judged `fits` | judged `oom` |",
+        "|---|---|---|---|",
+        *(
+            f"| {name} | {known} | {counts[megatron, known, 'fits']} | {counts[megatron, known, 'oom']} |"
+            for megatron, name in backends.items()
+            for known in ("fits", "oom")
+        ),
         "",
         "Only runs whose micro-batches are published count in this table; the others are marked `partial` below.",
         "",

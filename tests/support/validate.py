@@ -114,8 +114,9 @@ def _trainer() -> Iterator[Figure]:
 
 def _megatron() -> Iterator[Figure]:
     found = megatron_validation.summary(list(megatron_validation.comparisons()))
-    yield Figure(claim="Megatron stages against op-level traces: median error", value=found["median"], bound=0.02)
-    yield Figure(claim="Megatron stages against op-level traces: furthest below", value=-found["lowest"], bound=0.03)
+    yield Figure(claim="Megatron stages against op-level traces: median error", value=found["median"], bound=0.01)
+    yield Figure(claim="Megatron stages against op-level traces: 95th percentile", value=found["p95"], bound=0.04)
+    yield Figure(claim="Megatron stages against op-level traces: furthest below", value=-found["lowest"], bound=0.02)
     states = [abs(predicted / real - 1) for _, real, predicted, _, _ in megatron_validation.measured()]
     yield Figure(claim="Megatron states against mbridge's measurements: worst", value=max(states), bound=0.02)
     passes = [abs(predicted / real - 1) for _, _, _, real, predicted in megatron_validation.measured()]
@@ -153,15 +154,14 @@ def _known_runs() -> Iterator[Figure]:
         (case["outcome"], areal_validation.verdict(answer)) for case, answer, _ in areal_validation.judged()
     )
     yield from _outcomes("verl", verl)
-    # one report of 2025, before 0.4.1, died twice where this model sees room; scripts of large mixtures recompute nothing
-    yield from _outcomes("verl Megatron", megatron, died=2, fitted=0.5)
+    yield from _outcomes("verl Megatron", megatron)
     yield from _outcomes("AReaL", areal)
 
 
-def _outcomes(name: str, counts: Counter[tuple[str, str]], *, died: int = 0, fitted: float = 0.1) -> Iterator[Figure]:
+def _outcomes(name: str, counts: Counter[tuple[str, str]]) -> Iterator[Figure]:
     fits, claim = counts["fits", "fits"] + counts["fits", "oom"], f"public {name} runs"
-    yield Figure(claim=f"{claim} that died, called fits", value=counts["oom", "fits"], bound=died, unit="runs")
-    yield Figure(claim=f"{claim} that fitted, called oom", value=counts["fits", "oom"] / fits, bound=fitted)
+    yield Figure(claim=f"{claim} that died, called fits", value=counts["oom", "fits"], bound=0, unit="runs")
+    yield Figure(claim=f"{claim} that fitted, called oom", value=counts["fits", "oom"] / fits, bound=0.1)
 
 
 def main(*, write: bool) -> int:

@@ -92,11 +92,14 @@ def _refuse_model(found: Layout, model: ModelSpec) -> None:
         )
 
 
-def refuse_uneven_chunks(found: Layout, layers: tuple[int, ...]) -> None:
-    """Raise `ConfigError` where a stage's layers cannot be dealt out among its chunks."""
-    if any(count % found.virtual for count in layers):
+def refuse_uneven_chunks(found: Layout, cut: Split, layers: tuple[int, ...]) -> None:
+    """Raise `ConfigError` where a stage's places, those of the embedding and the loss among them, do not divide into chunks."""
+    places = [*layers]
+    places[0] += cut.embedding_counts
+    places[-1] += cut.loss_counts
+    if any(count % found.virtual for count in places):
         raise ConfigError(
-            f"{MEGATRON}.virtual_pipeline_model_parallel_size={found.virtual} does not divide the {max(layers)} layers of a "
+            f"{MEGATRON}.virtual_pipeline_model_parallel_size={found.virtual} does not divide the {max(places)} layers of a "
             f"pipeline stage: Megatron refuses that. Write {MEGATRON}.virtual_pipeline_model_parallel_size=null."
         )
 

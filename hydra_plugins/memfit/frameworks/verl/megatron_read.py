@@ -38,8 +38,9 @@ def pipeline(view: View, launch: Launch) -> tuple[Stage, ...]:
             "critic.strategy=megatron, or go on unplanned with memfit.strict=false."
         )
     found = layout(view, launch)
-    cut = stages(launch.actor_model, found, split(view))
-    refuse_uneven_chunks(found, tuple(stage.layers for stage in cut))
+    told = split(view)
+    cut = stages(launch.actor_model, found, told)
+    refuse_uneven_chunks(found, told, tuple(stage.layers for stage in cut))
     return worst_stages(cut)
 
 
