@@ -249,7 +249,10 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "a text for a number": ({**BACKENDS, "gconfig__max_new_tokens": "many"}, "not a whole number"),
     "a share above one": ({**BACKENDS, "sglang__mem_fraction_static": 1.5}, "between 0.0 and 1.0"),
     "an optimizer that AReaL lacks": ({**BACKENDS, "actor__optimizer__type": "lion"}, "adam_bf16"),
-    "a storage type that AReaL lacks": ({**BACKENDS, "actor__optimizer_dtype": "float16"}, "float32, bfloat16"),
+    "a storage type that AReaL lacks": (
+        {**BACKENDS, "actor__optimizer_dtype": "float16"},
+        "is not one of float32, fp32, bfloat16",
+    ),
     "colocation without offload": (
         {**BACKENDS, "rollout__scheduling_strategy__type": "colocation"},
         "enable_offload=true",

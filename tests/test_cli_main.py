@@ -287,6 +287,10 @@ def test_the_hardware_group_in_a_defaults_list_is_read(
         ),
         ("critic: {model.fsdp_config.param_offload: true}\n", "It is a key of verl 0.4.1"),
         ("hardware: h200\n", "defaults: [hardware: h200]"),
+        (
+            "services: {web: {image: x}}\n",
+            "none of its keys is one of verl 0.9.1: it is no config of a launch (services)",
+        ),
     ],
 )
 def test_a_key_of_a_file_that_the_framework_does_not_have_is_refused(

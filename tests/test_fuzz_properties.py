@@ -41,7 +41,7 @@ def asked(case: Case) -> Estimate:
 
 def needs(estimate: Estimate) -> dict[str, int]:
     """Return what each phase needs, in bytes, also where it would die before."""
-    return {phase.name: max(phase.peak_bytes, phase.needed_bytes) for phase in estimate.phases}
+    return {phase.name: phase.whole_bytes for phase in estimate.phases}
 
 
 @FEW

@@ -61,6 +61,15 @@ def test_the_variable_must_name_a_file() -> None:
         resolve("auto", environ={"MEMFIT_HARDWARE": "auto"})
 
 
+@pytest.mark.parametrize(
+    ("asked", "name"), [("H200", "h200"), ("RTX 3090", "rtx3090"), ("rtx-3090", "rtx3090"), ("A100_80", "a100-80")]
+)
+def test_another_spelling_of_a_name_is_answered_with_the_name_alone(asked: str, name: str) -> None:
+    """Case, spaces and punctuation apart it is that one: the list of all names would only hide it."""
+    with pytest.raises(UnknownName, match=rf"^unknown hardware '{asked}'\. Did you mean '{name}'\?$"):
+        catalog.load(asked)
+
+
 def test_nothing_found_says_why_and_what_to_do(tmp_path: Path) -> None:
     """The error has NVML's reason, both ways out and every name."""
     with pytest.raises(HardwareNotDetected) as caught:

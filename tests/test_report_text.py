@@ -38,6 +38,7 @@ from support.plans import (
 
 PLAN = changed(MICRO_BATCH, OFFLOAD, pinned=("data.train_batch_size",), warnings=("gpus_per_node is assumed",))
 UNSET = Knob(key=MICRO_BATCH.key, requested=None, candidates=(4,), cost=1, required=True)
+DIES_EARLY = replace(FITS, phases=(replace(UPDATE, needed_bytes=150 * GIB),))
 OTHER_BUDGET = replace(FITS, phases=(replace(ROLLOUT, budget_bytes=BUDGET + GIB), UPDATE))
 ROOT = Path(__file__).parents[1]
 
@@ -102,6 +103,9 @@ def test_the_panel_says(fact: str) -> None:
     ("plan", "fact"),
     [
         (as_requested(), "fits as requested: update_actor is the tightest"),
+        (as_requested(DIES_EARLY), "▶ update_actor 150.00 130.00"),
+        (as_requested(DIES_EARLY), "largest in update_actor when 91.00 GiB are reached and it dies: logits 40.00 GiB"),
+        (as_requested(DIES_EARLY), "does not fit: update_actor needs 150.00 GiB, 20.00 GiB over its budget"),
         (as_requested(DIES), "does not fit: old_log_prob needs 206.00 GiB, 76.00 GiB over its budget of 130.00 GiB"),
         (changed(BATCH), "TRAINING CHANGES: data.train_batch_size"),
         (changed(BATCH), "64 -> 32 fewer prompts in one step (changes training)"),
@@ -138,7 +142,7 @@ def test_the_verdict_says_what_decides(plan: Plan, fact: str) -> None:
             ),
             f"asked: {MICRO_BATCH.key} unset, so the whole batch is counted in one piece",
         ),
-        (as_requested(OTHER_BUDGET), "budget: less is kept free beside an engine's share, a fact and no prediction"),
+        (as_requested(OTHER_BUDGET), "budgets differ: an engine's share is set, not predicted, and needs no margin"),
         (changed(MICRO_BATCH, pinned=tuple(f"a.b{i}" for i in range(30))), "a.b6, a.b7 and 22 more"),
     ],
     ids=["version", "unset", "budgets", "pins"],

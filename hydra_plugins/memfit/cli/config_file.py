@@ -7,12 +7,15 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from hydra_plugins.memfit.base.errors import ConfigError
 
 MAX_BYTES = 10 * 1024 * 1024
 """A launch's config has some kilobytes; what is larger is another file by mistake."""
+_MOST_SAID = 300
+"""Characters of a parser's message that are printed: it quotes the file."""
 MAX_VALUES = 100_000
 """A launch's config has some thousand values."""
 
@@ -46,8 +49,12 @@ def read_config_file(name: str) -> ConfigFile:
     path = Path(name).expanduser()
     content = _parse(path, _read(path))
     if not isinstance(content, Mapping):
-        kind = "is empty" if content is None else f"holds a {type(content).__name__}"
-        raise ConfigError(f"--config {name} {kind}; it must hold keys and values, such as data.train_batch_size: 64.")
+        held = "a list" if isinstance(content, list) else "text without keys"
+        kind = "is empty" if content is None else f"holds {held}"
+        raise ConfigError(
+            f"--config {name} {kind}: it is no config of a launch, which holds keys and values, such as "
+            "data.train_batch_size: 64."
+        )
     try:
         values = nested(content)
     except ConfigError as error:
@@ -136,19 +143,24 @@ def _parse(path: Path, text: str) -> Any:
     try:
         return json.loads(text) if path.suffix == ".json" else _yaml(text)
     except Exception as error:  # of the parsers: json, PyYAML and OmegaConf's constructors have no common base
-        said = " ".join(str(error).split())
-        raise ConfigError(f"--config {path} is not valid {path.suffix.lstrip('.') or 'yaml'}: {said}") from None
+        kind = "json" if path.suffix == ".json" else "yaml"
+        said = shorten(str(error), _MOST_SAID, placeholder=" ...")
+        raise ConfigError(f"--config {path} is not valid {kind}: {said}") from None
 
 
 def _yaml(text: str) -> Any:
     """Parse as Hydra would: ``1e-6`` is a float, a date is text, a key that stands twice is an error."""
+    import yaml
     from omegaconf import OmegaConf
 
-    if ":" not in text:  # OmegaConf makes the one key of a mapping out of a single word
+    if ":" not in text:
         return text.strip() or None
     if "&" in text:
         _refuse_flood(text)
-    return OmegaConf.to_container(OmegaConf.create(text), resolve=False)
+    found = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
+    if isinstance(found, dict) and [*found.values()] == [None] and isinstance(yaml.compose(text), yaml.ScalarNode):
+        return text  # OmegaConf makes the one key of a mapping out of a text without keys
+    return found
 
 
 def _refuse_flood(text: str) -> None:

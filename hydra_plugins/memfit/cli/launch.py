@@ -10,6 +10,7 @@ import argparse
 import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from textwrap import shorten
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -31,6 +32,9 @@ from hydra_plugins.memfit.planning.problem import Problem
 
 _COMPOSED = 2
 """A file that holds one key in so many of the framework's was composed by Hydra, not written by hand."""
+
+_MOST_SAID = 100
+"""Characters of the keys of a file that is no config that are printed."""
 
 _COUNTS = {
     "gpus": ("trainer.n_gpus_per_node", "cluster.n_gpus_per_node"),
@@ -214,7 +218,8 @@ def _refusal(adapter: Adapter, version: str) -> Callable[[str], str] | None:
         versions = adapter.versions_with(key)
         if version in versions:
             return ""
-        others = f" It is a key of {adapter.name} {', '.join(versions)}." if versions else ""
+        known = [name for name in versions if name in adapter.versions]
+        others = f" It is a key of {adapter.name} {', '.join(known)}." if known else ""
         return f"{adapter.name} {version} has no key {key}.{others}"
 
     return refusal
@@ -233,9 +238,13 @@ def _unread(adapter: Adapter, version: str, file: ConfigFile, *, is_strict: bool
     known = list(leaves(adapter.defaults(version)))
     is_composed = len(known) > 1 and len(known) <= _COMPOSED * len(set(known) & set(found))
     if is_strict and not is_composed:
-        guess = "".join(
-            f" Did you mean {key}?" for key in difflib.get_close_matches(unknown[0], known, n=1, cutoff=0.8)
-        )
+        near = difflib.get_close_matches(unknown[0], known, n=1, cutoff=0.8)
+        if not near and not set(file.values) & set(adapter.defaults(version)):
+            named = shorten(", ".join(sorted(file.values)), _MOST_SAID, placeholder=" ...")
+            raise ConfigError(
+                f"--config: none of its keys is one of {adapter.name} {version}: it is no config of a launch ({named})."
+            )
+        guess = f" Did you mean {near[0]}?" if near else ""
         others = f" Nor {', '.join(unknown[1:5])}." if unknown[1:] else ""
         raise ConfigError(
             f"--config: {refusal(unknown[0])}{guess}{others} To add it all the same: +{unknown[0]}; memfit.strict=false "

@@ -72,7 +72,7 @@ def _learned(predicted: PhaseEstimate | None, finding: Finding) -> int:
     if predicted is None or finding.kind.resource != "gpu":
         return 0
     needed = max(finding.needed_bytes or 0, predicted.budget_bytes + 1)
-    return max(0, needed - max(predicted.peak_bytes, predicted.needed_bytes))
+    return max(0, needed - predicted.whole_bytes)
 
 
 def _host_learned(estimate: Estimate, finding: Finding) -> int:

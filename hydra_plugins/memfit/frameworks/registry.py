@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 from collections.abc import Mapping
+from textwrap import shorten
 from typing import Any
 
 from hydra_plugins.memfit.base.errors import ConfigError, UnknownName
@@ -64,7 +65,7 @@ def recognise(config: Mapping[str, Any]) -> Adapter:
     if len(claims) == 1:
         return claims[0]
     found = f"looks like {' and '.join(a.name for a in claims)}" if claims else "is of no framework that memfit knows"
-    keys = ", ".join(sorted(map(str, config))[:12]) or "none"
+    keys = shorten(", ".join(sorted(map(str, config))[:12]), 200, placeholder=" ...")
     raise ConfigError(
         f"this config {found}. Say which one with memfit.framework=NAME, or leave the hardware group out. "
         f"Known: {', '.join(_ADAPTERS)}. Top-level keys: {keys}."

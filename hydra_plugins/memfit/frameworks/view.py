@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from hydra_plugins.memfit.base.errors import ConfigError
+from hydra_plugins.memfit.base.errors import ConfigError, guess
 from hydra_plugins.memfit.planning.problem import Change, Value
 
 LARGEST = 10**9
@@ -122,6 +122,14 @@ class View:
             return default
         if not isinstance(value, str):
             raise ConfigError(f"{key}={value!r} is not a string. Write e.g. {key}={default}.")
+        return value
+
+    def choice(self, key: str, default: str, valid: Collection[str]) -> str:
+        """Return a string that is one of ``valid``; unset and missing keys take ``default``. Raises `ConfigError`."""
+        value = self.text(key, default)
+        if value not in valid:
+            near = guess(value, valid) or f" Write e.g. {key}={default if default in valid else min(valid)}."
+            raise ConfigError(f"{key}={value} is not one of {', '.join(valid)}.{near}")
         return value
 
 

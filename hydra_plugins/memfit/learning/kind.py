@@ -66,7 +66,7 @@ def expectation(plan: Plan) -> dict[str, Any]:
         "held_bytes": problem.hardware.held_bytes,
         "margin": problem.settings.margin,
         "predicted": {DEVICE: max(phase.peak_bytes for phase in estimate.phases), RESERVED: _reserved(estimate)},
-        "phases": {phase.name: max(phase.peak_bytes, phase.needed_bytes) for phase in estimate.phases},
+        "phases": {phase.name: phase.whole_bytes for phase in estimate.phases},
     }
 
 

@@ -98,9 +98,14 @@ class PhaseEstimate:
         return self.trainer.total_bytes + self.engine.total_bytes
 
     @property
+    def whole_bytes(self) -> int:
+        """Bytes that the phase would need in all: the peak, or more where the components stop at the moment at which it dies."""
+        return max(self.peak_bytes, self.needed_bytes)
+
+    @property
     def excess_bytes(self) -> int:
         """Bytes above the budget; 0 when the phase fits."""
-        return max(0, self.peak_bytes - self.budget_bytes, self.needed_bytes - self.budget_bytes)
+        return max(0, self.whole_bytes - self.budget_bytes)
 
     @property
     def fits(self) -> bool:

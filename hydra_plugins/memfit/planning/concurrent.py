@@ -81,7 +81,7 @@ def estimate(run: ConcurrentRun) -> Estimate:
     """Return the predicted peak of every phase on the GPU where it is worst, and what the phases that die would need."""
     phases = [_launch(run), *_rollout(run), *_training(run), *_sync(run)]
     notes = tuple(
-        f"{p.name} would need {gib(p.needed_bytes)}; its components show the first moment above the "
+        f"{p.name} would need {gib(p.needed_bytes)}; its components are those of the first moment above the "
         f"{gib(run.capacity_bytes - run.held_bytes)} of the GPU, where the run dies."
         for p in phases
         if p.needed_bytes > p.peak_bytes

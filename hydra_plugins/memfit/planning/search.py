@@ -288,7 +288,7 @@ def _refusal(plan: Plan) -> str:
         device = "GPU" if problem.hardware.kind == "gpu" else "device"
         largest = max(phase.components.as_dict().items(), key=lambda item: item[1])
         head = (
-            f"{phase.name} needs {gib(max(phase.peak_bytes, phase.needed_bytes))} on each {device}, {problem.hardware.name} offers "
+            f"{phase.name} needs {gib(phase.whole_bytes)} on each {device}, {problem.hardware.name} offers "
             f"{gib(phase.budget_bytes)} (largest term: {largest[0]} {gib(largest[1])})"
         )
     text = f"no plan fits: {head}."

@@ -130,7 +130,7 @@ def _predicted(remedy: Remedy | None) -> Iterator[str]:
         return
     phase = remedy.predicted
     parts = ", ".join(f"{name} {size(part)}" for name, part in _largest(phase))
-    needs = size(max(phase.peak_bytes, phase.needed_bytes))
+    needs = size(phase.whole_bytes)
     yield f"{phase.name} of this launch{_release(remedy)}: {needs}, budget {size(phase.budget_bytes)}; largest: {parts}"
     if remedy.learned_bytes:
         yield (

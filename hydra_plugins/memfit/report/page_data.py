@@ -30,7 +30,7 @@ def page_data(plan: Plan) -> dict[str, Any]:
 
 def _phase(phase: PhaseEstimate) -> dict[str, Any]:
     """Return a phase with what it needs in all, where its components stop at the moment at which the run dies."""
-    return {**phase_dict(phase), "needed_bytes": max(phase.peak_bytes, phase.needed_bytes)}
+    return {**phase_dict(phase), "needed_bytes": phase.whole_bytes}
 
 
 def _knob(plan: Plan, knob: WhatIf) -> dict[str, Any]:
@@ -75,7 +75,7 @@ def _choice(planned: Estimate, choice: Choice) -> dict[str, Any]:
 
 
 def _needs(estimate: Estimate) -> Mapping[str, int]:
-    return {phase.name: max(phase.peak_bytes, phase.needed_bytes) for phase in estimate.phases}
+    return {phase.name: phase.whole_bytes for phase in estimate.phases}
 
 
 def _differences(planned: Estimate, other: Estimate) -> dict[str, int]:

@@ -109,7 +109,7 @@ def _phase_row(plan: Plan, phase: PhaseEstimate, glyphs: Glyphs, bar_width: int)
         binding,
         phase.name,
         *asked,
-        _number(phase.peak_bytes),
+        _number(phase.whole_bytes),
         _number(phase.budget_bytes),
         _bar(phase, glyphs, bar_width),
     ]
@@ -119,7 +119,7 @@ def _asked(plan: Plan, name: str) -> Text:
     """Return what the launch as it was asked for needs in a phase, red where that does not fit."""
     for phase in plan.requested.phases:
         if phase.name == name:
-            return Text(_number(phase.peak_bytes), style="" if phase.fits else "red")
+            return Text(_number(phase.whole_bytes), style="" if phase.fits else "red")
     return Text("-")
 
 
@@ -134,7 +134,7 @@ def _phase_style(plan: Plan, phase: PhaseEstimate) -> str:
 
 
 def _bar(phase: PhaseEstimate, glyphs: Glyphs, bar_width: int) -> str:
-    share = phase.peak_bytes / phase.budget_bytes if phase.budget_bytes > 0 else float("inf")
+    share = phase.whole_bytes / phase.budget_bytes if phase.budget_bytes > 0 else float("inf")
     percent = f"{share:5.0%}" if share < 10 else " >10x"
     room = bar_width - len(percent) - 1
     if room < 4:
@@ -145,7 +145,7 @@ def _bar(phase: PhaseEstimate, glyphs: Glyphs, bar_width: int) -> str:
 
 def _notes_below_table(plan: Plan) -> list[RenderableType]:
     phase = plan.binding_phase
-    lines: list[RenderableType] = [Text(f"largest in {phase.name}: {words.largest_terms(phase)}", style="dim")]
+    lines: list[RenderableType] = [Text(words.largest(phase), style="dim")]
     if plan.changes and not plan.requested.fits:
         lines.append(Text(f"as requested it does not fit: {words.obstacle(plan.requested)}", style="dim"))
     explained = (words.unset(plan), words.budgets(plan))

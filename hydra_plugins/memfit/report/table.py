@@ -49,7 +49,7 @@ class Row:
             nodes=problem.nodes,
             fits=plan.fits,
             binding_phase=phase.name,
-            peak_bytes=max(phase.peak_bytes, phase.needed_bytes),
+            peak_bytes=phase.whole_bytes,
             budget_bytes=phase.budget_bytes,
             overrides=tuple(overrides(plan.changes, absent=absent)) if plan.fits else (),
             reason="" if plan.fits else words.obstacle(plan.estimate),

@@ -55,6 +55,12 @@ def refusal(plan: Plan) -> str:
     return f"no plan fits: {obstacle(plan.estimate)}"
 
 
+def largest(phase: PhaseEstimate) -> str:
+    """Return the largest components of a phase, and what they are of where the phase dies before it needs the most."""
+    when = f" when {gib(phase.peak_bytes)} are reached and it dies" if phase.whole_bytes > phase.peak_bytes else ""
+    return f"largest in {phase.name}{when}: {largest_terms(phase)}"
+
+
 def largest_terms(phase: PhaseEstimate, num_terms: int = 3) -> str:
     """Return the largest components of ``phase``, largest first: ``logits 40.00 GiB, weights 12.00 GiB``."""
     terms = sorted(phase.components.as_dict().items(), key=lambda item: -item[1])
@@ -111,7 +117,7 @@ def budgets(plan: Plan) -> str:
     sizes = {phase.budget_bytes for phase in plan.estimate.phases}
     if len(sizes) < 2:
         return ""
-    return "budget: less is kept free beside an engine's share, a fact and no prediction"
+    return "budgets differ: an engine's share is set, not predicted, and needs no margin"
 
 
 def unset(plan: Plan) -> str:

@@ -23,6 +23,8 @@ ROW_TOKENS = 256
 """A packed micro-batch is padded to a multiple of this (utils/data.py)."""
 FRACTIONS = {"sglang": "sglang.mem_fraction_static", "vllm": "vllm.gpu_memory_utilization"}
 _STORAGE = {"float32": 4, "fp32": 4, "bfloat16": 2, "bf16": 2, "float16": 2, "fp16": 2}
+_NO_OPTIMIZER = ("float16", "fp16")
+"""Of those, the ones that AReaL keeps no moments in."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,24 +174,17 @@ def storage_bytes(view: View, launch: Launch, section: str) -> int:
     """Bytes of a stored parameter, of its gradient and of each moment."""
     default = {2: "bfloat16", 4: "float32"}[launch.behaviour.storage_bytes]
     key = f"{section}.optimizer_dtype"
-    dtype = view.text(key, default)
-    if dtype not in _STORAGE or (_STORAGE[dtype] == 2 and not dtype.startswith("b")):
-        raise ConfigError(f"{key}={dtype} is not one of float32, bfloat16.")
+    dtype = view.choice(key, default, [name for name in _STORAGE if name not in _NO_OPTIMIZER])
     if view.raw(key) in (MISSING, None) and launch.behaviour.storage_bytes == 2:
-        dtype = view.text(f"{section}.dtype", "bfloat16")
-        if dtype not in _STORAGE:
-            raise ConfigError(f"{section}.dtype={dtype} is not one of {', '.join(_STORAGE)}.")
+        dtype = view.choice(f"{section}.dtype", "bfloat16", _STORAGE)
     return _STORAGE[dtype]
 
 
 def _optimizer_bytes(view: View, launch: Launch, section: str, storage: int) -> int:
     if _stepwise(view, section):
         return 0
-    kind = view.text(f"{section}.optimizer.type", "adam")
     known = {"adam": 2 * storage, "adam_bf16": 6, "sgd": 0}
-    if kind not in known:
-        raise ConfigError(f"{section}.optimizer.type={kind} is not one of {', '.join(known)}.")
-    return known[kind]
+    return known[view.choice(f"{section}.optimizer.type", "adam", known)]
 
 
 def _role(view: View, launch: Launch, section: str, model: ModelSpec | None = None) -> Role:

@@ -18,7 +18,7 @@ from hydra_plugins.memfit.frameworks.view import View
 
 VERSIONS = ("0.3.1", "0.3.4", "0.4.1", "0.5.3", "1.0.0", "1.0.3", "1.0.4")
 """Releases whose keys and defaults are known, oldest first; 1.0.4 is the wheel on PyPI."""
-ANY = "by-config"
+ANY = "(any release)"
 """Stands for no release named and none installed: the config's own keys decide."""
 BEFORE_BACKENDS = "0.4.1"
 """What a config without any layout is read as: from 1.0.3 on AReaL requires rollout.backend and actor.backend."""

@@ -18,7 +18,8 @@ from hydra_plugins.memfit.frameworks.verl.checks import (
     refuse_values_for_sections,
     unset_micro_batches,
 )
-from hydra_plugins.memfit.frameworks.verl.engines import refuse_rollout, rollout_name
+from hydra_plugins.memfit.frameworks.verl.choices import refuse_unknown_names, unknown_estimator
+from hydra_plugins.memfit.frameworks.verl.engines import rollout_name
 from hydra_plugins.memfit.frameworks.verl.launch import MODEL, Launch
 from hydra_plugins.memfit.frameworks.verl.placement import read_placement, refuse_empty_pool
 from hydra_plugins.memfit.frameworks.verl.versions import behaviour
@@ -95,7 +96,7 @@ class VerlAdapter(defaults.Releases):
             estimate=remembered(predict),
             composed=view.requested,
             fixes=needed,
-            warnings=notes(view, launch, context),
+            warnings=(*unknown_estimator(view, launch.version), *notes(view, launch, context)),
             composed_once=True,
             alike={
                 "strategy": view.text("actor_rollout_ref.actor.strategy", "fsdp"),
@@ -111,7 +112,7 @@ def _launch(view: View, context: Context) -> Launch:
     asked = settings.framework_version or defaults.installed_version()
     version = defaults.pick_version(asked)
     gpus, nodes = surroundings.gpus(view, context)
-    refuse_rollout(view, version)
+    refuse_unknown_names(view, version)
     placement = read_placement(view, version)
     refuse_empty_pool(view, placement)
     actor = surroundings.model(view, context, f"{MODEL}.path", context.model)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hydra_plugins.memfit.base.errors import ConfigError, NotModelled
+from hydra_plugins.memfit.base.errors import NotModelled
 from hydra_plugins.memfit.base.units import ceil_div
 from hydra_plugins.memfit.frameworks.verl import defaults
 from hydra_plugins.memfit.frameworks.verl.batches import max_length, mini_sequences, sequences_per_step
@@ -17,28 +17,6 @@ from hydra_plugins.memfit.planning.problem import SOLVE, Knob
 _SAMPLES_PER_REPLICA = 16
 """Prompts that fully asynchronous training keeps in flight on one engine (async_training.concurrent_samples_per_replica in
 0.9, the same number in the code before)."""
-
-
-_NOT_ENGINES = {
-    "hf": ((0, 4), (0, 6), "it generates inside the trainer, whose model is one FSDP unit then"),
-    "trtllm": ((0, 7), (1,), "what TensorRT-LLM takes of a GPU is not known"),
-}
-"""Other rollouts of verl: the first release that has one, the first that has it no more, and why it is not modelled."""
-
-
-def refuse_rollout(view: View, version: str) -> None:
-    """Raise `NotModelled` for a rollout that is not modelled, and `ConfigError` for one that the release does not have."""
-    key, instead = f"{ROLLOUT}.name", f"Set {ROLLOUT}.name=vllm"
-    name = view.text(key, "vllm").removesuffix("_async")
-    if name in defaults.ENGINES:
-        return
-    first, end, why = _NOT_ENGINES.get(name, ((9,), (9,), ""))
-    if first <= parse(version) < end:
-        raise NotModelled(
-            f"{key}={name} is not modelled: {why}. {instead}, or go on unplanned with memfit.strict=false."
-        )
-    has = sorted({*defaults.ENGINES, *(n for n, (a, b, _) in _NOT_ENGINES.items() if a <= parse(version) < b)})
-    raise ConfigError(f"{key}={name}: verl {version} has no such rollout; it has {', '.join(has)}. {instead}.")
 
 
 def engine_name(view: View, section: str, *, why: str = "rollouts") -> str:

@@ -118,10 +118,7 @@ def optimizer(view: View, section: str, megatron: str) -> Optimizer:
 
 
 def _element(view: View, key: str) -> int:
-    name = view.text(key, "fp32")
-    if name not in _ELEMENT:
-        raise ConfigError(f"{key}={name} is not one of {', '.join(_ELEMENT)}.")
-    return _ELEMENT[name]
+    return _ELEMENT[view.choice(key, "fp32", _ELEMENT)]
 
 
 def recompute(view: View, launch: Launch, megatron: str, model: str) -> Recompute:
@@ -131,12 +128,9 @@ def recompute(view: View, launch: Launch, megatron: str, model: str) -> Recomput
     if parse(launch.version) < NO_LEGACY_CHECKPOINTING and view.flag(f"{model}.enable_gradient_checkpointing", False):
         old = f"{model}.gradient_checkpointing_kwargs.activations_checkpoint"
         keys = [f"{old}_granularity", f"{old}_method", f"{old}_num_layers"]
-    granularity = view.text(keys[0], "none")
-    if granularity not in ("none", "full", "selective"):
-        raise ConfigError(f"{keys[0]}={granularity} is not one of full, selective. Write {keys[0]}=full.")
     return Recompute(
-        granularity=granularity,
-        method=view.text(keys[1], "uniform"),
+        granularity=view.choice(keys[0], "none", ("full", "selective", "none")),
+        method=view.choice(keys[1], "uniform", ("uniform", "block")),
         layers=view.integer(keys[2], 1),
         modules=_modules(view, f"{section}.recompute_modules"),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from hydra_plugins.memfit.base.errors import ConfigError, NotModelled
+from hydra_plugins.memfit.base.errors import NotModelled
 from hydra_plugins.memfit.frameworks.verl import batches, megatron_read
 from hydra_plugins.memfit.frameworks.verl.batches import batch, uses_reference
 from hydra_plugins.memfit.frameworks.verl.engines import rollout_engine, rollout_name, serves_adapters
@@ -141,10 +141,7 @@ def sharding(
 
 def master_bytes(view: View, section: str) -> int:
     """Return the bytes of a stored parameter under a section of FSDP; raises `ConfigError`."""
-    dtype = view.text(f"{section}.model_dtype", "fp32")
-    if dtype not in _MASTER_BYTES:
-        raise ConfigError(f"{section}.model_dtype={dtype} is not one of {', '.join(_MASTER_BYTES)}.")
-    return _MASTER_BYTES[dtype]
+    return _MASTER_BYTES[view.choice(f"{section}.model_dtype", "fp32", _MASTER_BYTES)]
 
 
 def _keeps_root(view: View, launch: Launch, section: str) -> bool:
