@@ -7,7 +7,7 @@ from importlib.metadata import version
 
 import pytest
 
-from support import peers, peers_validation, validate
+from support import peers, peers_validation, published_validation, validate
 
 
 @pytest.mark.parametrize("page", validate.PAGES, ids=lambda page: page.path)
@@ -21,7 +21,7 @@ def test_every_figure_is_within_its_bound() -> None:
     figures = list(validate.figures())
 
     assert [str(figure) for figure in figures if not figure.holds] == []
-    kinds = {"trainer", "Megatron", "replayed", "generation", "TPU", "public"}
+    kinds = {"trainer", "Megatron", "replayed", "generation", "published", "TPU", "public"}
     assert {figure.claim.split()[0] for figure in figures} == kinds
 
 
@@ -30,6 +30,15 @@ def test_a_broken_bound_is_said() -> None:
     figure = validate.Figure(claim="median error", value=0.011, bound=0.01)
 
     assert (figure.holds, str(figure)) == (False, "FAILED median error: 1.10% (at most 1.00%)")
+
+
+def test_a_published_number_has_an_address_and_a_large_error_its_reason() -> None:
+    """Each has a source; what is not known of an incomplete one is said; an error of more than 10 % is explained."""
+    found = published_validation.measurements()
+
+    assert [m.row for m in found if not m.group["source"].startswith("https://")] == []
+    assert [m.row for m in found if not m.complete and not m.group.get("unknown")] == []
+    assert [m.row for m in found if abs(m.error) > published_validation.LARGE and not m.why] == []
 
 
 def test_memfit_has_no_better_answers_in_the_race_than_today() -> None:

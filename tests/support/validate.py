@@ -23,6 +23,7 @@ from support import (
     generation_validation,
     megatron_validation,
     peers_validation,
+    published_validation,
     reserved_validation,
     tpu_survey,
     trainer_validation,
@@ -69,6 +70,7 @@ PAGES = (
     Page(path="docs/validation/areal.md", text=areal_validation.page),
     Page(path="docs/validation/reserved.md", text=reserved_validation.page),
     Page(path="docs/validation/peers.md", text=peers_validation.page),
+    Page(path="docs/validation/published.md", text=published_validation.page),
     Page(path="docs/tpu.md", marker="survey", text=tpu_survey.table),
     Page(path="docs/generation.md", marker="traces", text=generation_validation.table),
 )
@@ -99,6 +101,7 @@ def figures() -> Iterator[Figure]:
     yield from _megatron()
     yield from _reserved()
     yield from _generation()
+    yield from _published()
     yield from _tpu()
     yield from _known_runs()
 
@@ -136,6 +139,15 @@ def _generation() -> Iterator[Figure]:
         errors = [abs(generation_validation.error(row, without_weights=True)) for row in rows]
         claim = f"generation against traces, weights left out, {split}: median error"
         yield Figure(claim=claim, value=median(errors), bound=0.01)
+
+
+def _published() -> Iterator[Figure]:
+    bounds = {"generation": (0.01, 0.03), "weights": (0.01, 0.02), "kv": (0.01, 0.02), "training": (0.02, 0.07)}
+    for kind, (middle, worst) in bounds.items():
+        errors = [abs(error) for error in published_validation.errors(kind, complete=True)]
+        claim = f"published measurements on GPUs, {kind}"
+        yield Figure(claim=f"{claim}: median error", value=median(errors), bound=middle)
+        yield Figure(claim=f"{claim}: worst", value=max(errors), bound=worst)
 
 
 def _tpu() -> Iterator[Figure]:
