@@ -40,7 +40,7 @@ class Judged:
         """``fits``, ``oom`` or ``not judged``."""
         if self.plan is None:
             return "not judged"
-        return "fits" if self.plan.estimate.fits else "oom"  # by size, also where a published config is incomplete
+        return "fits" if self.plan.fits else "oom"
 
     @property
     def complete(self) -> bool:

@@ -22,7 +22,8 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the prediction; return 0 when it fits, 3 when not, 2 when it would die for another reason than its size.
 
-    A launch that the framework refuses for a missing value, which `plan` would fill in, does not fit; stderr says which.
+    A value that is missing, and that `plan` would fill in, is no such reason: the launch is judged by its size, and stderr says
+    that it does not start.
     """
     from hydra_plugins.memfit.base.errors import ConfigError
     from hydra_plugins.memfit.cli.launch import read_launch

@@ -121,8 +121,8 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        """Whether the planned launch starts and fits, by memfit's own account; ``memfit.strict=false`` asks for its size alone."""
-        return self.estimate.fits and not (self.settings.strict and self.estimate.refusals)
+        """Whether the planned launch fits, by memfit's own account."""
+        return self.estimate.fits
 
     @property
     def binding_phase(self) -> PhaseEstimate:

@@ -19,11 +19,10 @@ def launch(plan: Plan) -> str:
 
 def verdict(plan: Plan) -> str:
     """Return whether the launch fits and what decides, in one sentence."""
-    if not plan.estimate.fits:
+    if not plan.fits:
         return state(plan.estimate)
     if plan.estimate.refusals:
-        start = "fits by size, but does" if plan.fits else "does"
-        return f"{start} not start: {plan.estimate.refusals[0]}"
+        return f"fits by size, but does not start: {plan.estimate.refusals[0]}"
     how = f"with {count(len(plan.changes), 'changed value')}" if plan.changes else "as requested"
     return f"fits {how}: {_tightest(plan.estimate)}"
 
