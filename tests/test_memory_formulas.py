@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import importlib
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -18,7 +19,14 @@ from hydra_plugins.memfit.memory.breakdown import (
     PhaseEstimate,
     Shortfall,
 )
-from hydra_plugins.memfit.memory.engine import Engine, minimum_kv_bytes, pool, useful_kv_bytes, weight_bytes
+from hydra_plugins.memfit.memory.engine import (
+    Engine,
+    minimum_kv_bytes,
+    pool,
+    useful_kv_bytes,
+    weight_bytes,
+    workspace_bytes,
+)
 from hydra_plugins.memfit.memory.fsdp import Sharding
 from hydra_plugins.memfit.memory.head import Head, forward_logits_bytes, update_logits_bytes
 from hydra_plugins.memfit.memory.kv_cache import kv_bytes_per_token
@@ -122,6 +130,17 @@ def test_the_four_meanings_of_an_engines_fraction():
     assert kv["own"] - kv["device"] > 0.95 * trainer  # less the engine's own context, which the process shares
     free = pool(engine("free"), capacity=capacity, trainer_at_launch=trainer)
     assert free.base < capacity - trainer and free.inside == weight_bytes(engine("free"))
+
+
+@pytest.mark.parametrize(("sequences", "score"), [(1024, 38), (128, 38), (127, 50), (1, 38)])
+def test_a_sampler_that_sorts_needs_its_scratch(sequences: int, score: int):
+    """vLLM 0.11: so many bytes a score beside the hidden states, unless the forward pass needs more; later ones add the two."""
+    small = replace(engine("own"), max_num_seqs=sequences, max_num_batched_tokens=1024)
+    model, body = small.model, 1024 * (4 * small.model.hidden_size + 6 * small.model.intermediate_size)
+
+    scores = 2 * 1024 * model.hidden_size + score * sequences * model.vocab_size
+    assert workspace_bytes(small) == max(body, scores)
+    assert workspace_bytes(replace(small, share_of="free")) == body + 12 * sequences * model.vocab_size
 
 
 def test_useful_kv_is_never_below_what_the_engine_insists_on():

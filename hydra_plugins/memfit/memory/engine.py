@@ -19,6 +19,7 @@ from hydra_plugins.memfit.memory.overheads import (
     SGLANG_GRAPH_BYTES_PER_LAYER,
     engine_context_bytes,
 )
+from hydra_plugins.memfit.memory.sampling import FP32, INT64, sort_scratch_bytes
 from hydra_plugins.memfit.model.spec import ModelSpec
 
 SHARES = ("device", "own", "own_with_graphs", "free")
@@ -84,10 +85,17 @@ def workspace_bytes(e: Engine) -> int:
     """
     Return the peak of the engine's forward pass in its profile run.
 
-        M = t · (4h + 6 · max(m, q)/TP) + c · 4 · min(s, t) · V      (t tokens of a batch, s sequences)
+        body       t · (4h + 6 · max(m, q)/TP)           t tokens of a batch, s sequences
+        sampler    c · 4 · min(s, t) · V                 c fp32 copies: 2 in vLLM before 0.11, else 3
+        M = body + sampler
+        M = max(body, 2h · t + (2 + 4 + 12 + scratch) · min(s, t) · V)      vLLM 0.11 - 0.20
 
-    The sampler holds c = 3 fp32 copies of the last position's logits (raw, processed, log-softmax), two before vLLM 0.11;
-    they are gathered over the tensor-parallel ranks.
+    The run picks a token for each sequence by top-k and top-p. vLLM 0.11 sorts for it: bf16 logits, their fp32 copy, sorted
+    scores with int64 indices, the sort's scratch. A kernel does it without a sort since 2026 (vLLM pull request 33538), and
+    FlashInfer did where it was installed before 0.11, as in verl's images; without it those releases sort as well.
+    Logits are gathered over the tensor-parallel ranks.
+
+    Source: vLLM v1/worker/gpu_model_runner.py (``_dummy_sampler_run``), v1/sample/ops/topk_topp_sampler.py; `sort_scratch_bytes`.
     """
     model, tokens = e.model, e.max_num_batched_tokens
     if model.num_experts:
@@ -96,8 +104,12 @@ def workspace_bytes(e: Engine) -> int:
     else:
         wide = max(model.intermediate_size, model.num_attention_heads * model.head_dim)
     body = tokens * (4 * model.hidden_size + ceil_div(6 * wide, e.tensor_parallel))
+    rows = min(e.max_num_seqs, tokens)
+    if e.share_of == "own":
+        score = 2 + 2 * FP32 + INT64 + sort_scratch_bytes(rows)
+        return max(body, 2 * model.hidden_size * tokens + score * rows * model.vocab_size)
     copies = 2 if e.share_of == "device" else 3
-    return body + copies * 4 * min(e.max_num_seqs, tokens) * model.vocab_size
+    return body + copies * FP32 * rows * model.vocab_size
 
 
 def prompt_log_prob_bytes(e: Engine) -> int:
