@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from functools import cache
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,9 @@ LAUNCH = (
     "--hardware", "a100-80",
 )  # fmt: skip
 ONE_NODE = (*LAUNCH, "--gpus", "8")
+AREAL = (
+    "--framework", "areal", "--hardware", "a100-80", "--model", "qwen2.5-7b", "actor.mb_spec.max_tokens_per_mb=8192",
+)  # fmt: skip
 SMALL, LARGE = f"{BATCH}=4", f"{BATCH}=32"
 DEAD = (
     '  File "/x/verl/workers/actor/dp_actor.py", line 400, in update_policy\n'
@@ -164,7 +169,10 @@ def test_a_store_that_cannot_be_used_costs_a_warning(desk: Desk, how: str) -> No
             ("dead.log", *LAUNCH[:-1], "h200", "--gpus", "8", SMALL),
             "died on a device of 79.15 GiB, and the plan is for one of",
         ),
-        (("far.log", *LAUNCH[:2], *LAUNCH[4:], "--gpus", "8", SMALL), "which release of verl ran is not known"),
+        (
+            ("far.log", *AREAL, "--gpus", "8", "allocation_mode=sglang:d4+fsdp:d4"),
+            "which release of areal ran is not known",
+        ),
         (("two",), "learn from one run at a time"),
         (("old",), "it is of an older memfit"),
         (("unplanned",), "was not planned"),
@@ -235,16 +243,32 @@ def test_all_processes_of_a_launch_learn_the_same(desk: Desk) -> None:
     assert margin() > first
 
 
-def test_several_nodes_that_plan_for_themselves_are_told_and_not_changed(desk: Desk) -> None:
-    """Where each node composes, and may have a store of its own, the margin is only said."""
-    areal = ("--framework", "areal", "--hardware", "a100-80", "--gpus", "8", "--model", "qwen2.5-7b",
-             "actor.mb_spec.max_tokens_per_mb=8192", "allocation_mode=sglang:d8+fsdp:d8",
-             "--framework-version", "0.4.1")  # fmt: skip
-    usage = "Memory-Usage x: memory allocated (GB): 1, memory reserved (GB): {0}, device memory used/total (GB): 9/79\n"
-    two = (*areal, "--nodes", "2")
+USAGE = "Memory-Usage x: memory allocated (GB): 1, memory reserved (GB): {0}, device memory used/total (GB): 9/79\n"
+
+
+def several_nodes_of_areal(desk: Desk, version: str) -> tuple[Any, Any]:
+    """Return what a launch on two nodes is told before and after a run of its kind that needed 10 % more."""
+    layout = "allocation_mode=sglang:d8+fsdp:d8"
+    two = (*AREAL, "--gpus", "8", "--nodes", "2", layout, "--framework-version", version)
     before = desk.json("check", *two)
-    reserved = max(p["processes"]["trainer"] for p in before["phases"]) / 2**30
-    desk.json("learn", desk.log("a.log", usage.format(reserved) * 2), *two)
-    after = desk.json("check", *two)
+    reserved = max(p["processes"]["trainer"] for p in before["phases"]) * 1.1 / 2**30
+    desk.json("learn", desk.log("a.log", USAGE.format(reserved) * 2), *two)
+    return before, desk.json("check", *two)
+
+
+@pytest.mark.parametrize(("version", "main"), [("0.4.1", "train"), ("1.0.2", "areal.infra.launcher.slurm")])
+def test_several_nodes_that_plan_for_themselves_are_told_and_not_changed(
+    version: str, main: str, desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a launcher has each node compose, and each may have a store of its own, the margin is only said."""
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", ModuleSpec(main, None))
+    before, after = several_nodes_of_areal(desk, version)
     assert after["phases"] == before["phases"]
     assert any("not used where several nodes plan" in said for said in after["warnings"])
+
+
+def test_one_controller_of_several_nodes_uses_what_it_learned(desk: Desk) -> None:
+    """AReaL's controller composes alone, on however many nodes: there are no two plans to differ."""
+    before, after = several_nodes_of_areal(desk, "1.0.2")
+    assert after["budget_bytes"] < before["budget_bytes"]
+    assert any("learned from 1 run of this kind" in said for said in after["warnings"])

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import replace
 
-from hydra_plugins.memfit.base.errors import ConfigError, HardwareNotDetected, MemfitError, NotModelled
+from hydra_plugins.memfit.base.errors import HardwareNotDetected, MemfitError, NotModelled
 from hydra_plugins.memfit.base.units import gib
-from hydra_plugins.memfit.cli.config_file import ConfigFile, nested, read_config_file
-from hydra_plugins.memfit.cli.launch import Question, read_launch
-from hydra_plugins.memfit.cli.main import surroundings
-from hydra_plugins.memfit.cli.pasted import Pasted, read_pasted
+from hydra_plugins.memfit.cli.launch import Question
+from hydra_plugins.memfit.cli.logged import Source, named_hardware, read_source, source_of
 from hydra_plugins.memfit.compose.plain import leaves, value_at
 from hydra_plugins.memfit.diagnosis.devices import exact_capacity
 from hydra_plugins.memfit.diagnosis.diagnose import Diagnosis, devices_of, remarks_of, terms_of
@@ -23,7 +19,6 @@ from hydra_plugins.memfit.diagnosis.remedy import remedy
 from hydra_plugins.memfit.diagnosis.scan import Scan
 from hydra_plugins.memfit.diagnosis.tokens import sequence_lengths, token_counts
 from hydra_plugins.memfit.frameworks import registry
-from hydra_plugins.memfit.frameworks.adapter import KnowsKeys
 from hydra_plugins.memfit.hardware import catalog
 from hydra_plugins.memfit.model.resolve import resolve_model
 from hydra_plugins.memfit.model.spec import ModelSpec
@@ -32,8 +27,6 @@ from hydra_plugins.memfit.report.overrides import overrides
 
 _CAPACITY, _HELD, _HOST = "memfit.hardware.capacity_bytes", "memfit.hardware.held_bytes", "memfit.host_memory_bytes"
 
-_VARIABLES = ("PYTORCH_", "VERL_", "VLLM_", "SGLANG_", "CUDA_", "NCCL_")
-"""Beginnings of the variables that are taken from a log: those of the launch, none that says where memfit looks something up."""
 _SAME = 0.02
 """Share of the capacity by which drivers differ."""
 _NO_LAUNCH = (
@@ -43,20 +36,10 @@ _NO_LAUNCH = (
 _NO_HARDWARE = (
     "Which accelerator it was is not known here, so nothing is planned: --hardware NAME (h100, a100-80, ...) says it."
 )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Launch:
-    """Where a launch is read."""
-
-    source: str
-    own: bool
-    """The user gave it; what is wrong in it is his to correct."""
-    config: ConfigFile = field(default_factory=ConfigFile)
-    pasted: Pasted = field(default_factory=lambda: Pasted(words=()))
-    """What a command line in the log holds."""
-    framework: str | None = None
-    version: str | None = None
+_PLANNED = (
+    "The launch names a hardware group, so memfit planned other values than its words ask for, and the log does not show them: "
+    "give the config as it ran, --config .hydra/config.yaml."
+)
 
 
 def diagnosis(args: argparse.Namespace, scan: Scan) -> Diagnosis:
@@ -69,8 +52,9 @@ def diagnosis(args: argparse.Namespace, scan: Scan) -> Diagnosis:
     terms = terms_of(cause, model=_model(args))
     answer = replace(answer, devices=devices_of(cause), remarks=remarks_of(cause), terms=terms)
     own = bool(args.config or args.overrides)
+    launch = None
     try:
-        launch = _launch(args, scan.launch)
+        launch = source_of(args, scan.launch, args.log)
         if launch is None:
             return replace(answer, notes=(*answer.notes, _NO_LAUNCH))
         return _planned(args, answer, launch, cause)
@@ -79,7 +63,7 @@ def diagnosis(args: argparse.Namespace, scan: Scan) -> Diagnosis:
     except MemfitError as error:
         if own and not isinstance(error, NotModelled):
             raise
-        said = f"No plan for the launch{_shown_in(scan.launch)}: {error}"
+        said = f"No plan for the launch{_shown_in(launch, scan.launch)}: {error}"
     return replace(answer, notes=(*answer.notes, said))
 
 
@@ -91,54 +75,12 @@ def _check(args: argparse.Namespace) -> None:
         registry.adapter(args.framework)
 
 
-def _shown_in(logged: LoggedLaunch | None) -> str:
-    return "" if logged is None else f" ({logged.source}, line {logged.line} of the log)"
+def _shown_in(launch: Source | None, logged: LoggedLaunch | None) -> str:
+    where = launch.name if launch is not None else None if logged is None else logged.where
+    return "" if where is None else f" ({where})"
 
 
-def _launch(args: argparse.Namespace, logged: LoggedLaunch | None) -> _Launch | None:
-    """Return the launch of the command line; without one, the launch that the log shows."""
-    words = [word for word in args.overrides if not word.lstrip("+").startswith("memfit.")]
-    if args.config or words:
-        given = read_config_file(args.config) if args.config else ConfigFile()
-        return _Launch(source=f"--config {args.config}" if args.config else "the command line", own=True, config=given)
-    if logged is None:
-        return None
-    values = nested(logged.config or {})
-    return _Launch(
-        source=f"{logged.source}, line {logged.line} of the log",
-        own=False,
-        config=ConfigFile(values=values),
-        pasted=_pasted(logged),
-        framework=args.framework or (None if values else logged.framework),
-        version=_likeliest_version(values),
-    )
-
-
-def _pasted(logged: LoggedLaunch) -> Pasted:
-    """Return the words of the launch in a log; raises `ConfigError` where they choose a config that the log does not show."""
-    if not logged.command:
-        return Pasted(words=logged.words)
-    pasted = read_pasted([logged.command])
-    if any(word.split("=")[0] == "--config" for word in pasted.words):
-        raise ConfigError("it names a config file: give it by --config FILE, and the line's key=value words behind it.")
-    return replace(pasted, environ={k: v for k, v in pasted.environ.items() if k.startswith(_VARIABLES)})
-
-
-def _likeliest_version(config: Mapping[str, Any]) -> str | None:
-    """Return the newest release that has most of the keys of a printed config; ``None`` where no config was printed."""
-    if not config:
-        return None
-    adapter = registry.recognise(config)
-    if not isinstance(adapter, KnowsKeys):
-        return None
-    counts = dict.fromkeys(adapter.versions, 0)
-    for key in leaves(config):
-        for version in adapter.versions_with(key):
-            counts[version] = counts.get(version, 0) + 1
-    return max(reversed(adapter.versions), key=lambda version: counts[version])
-
-
-def _planned(args: argparse.Namespace, answer: Diagnosis, launch: _Launch, cause: Finding) -> Diagnosis:
+def _planned(args: argparse.Namespace, answer: Diagnosis, launch: Source, cause: Finding) -> Diagnosis:
     question = _read(args, answer, launch, cause)
     problem = question.problem
     found = remedy(
@@ -155,28 +97,25 @@ def _planned(args: argparse.Namespace, answer: Diagnosis, launch: _Launch, cause
             tokens=token_counts(values, cause.phase),
             lengths=sequence_lengths(values),
         ),
-        launch_source=launch.source,
+        launch_source=launch.name,
         hardware=problem.hardware.name,
-        notes=(*answer.notes, *_one_of_many(args, answer, problem.hardware.name), *_other_capacity(problem, cause)),
+        notes=(
+            *answer.notes,
+            *([_PLANNED] if launch.was_planned else []),
+            *_one_of_many(args, answer, problem.hardware.name),
+            *_other_capacity(problem, cause),
+        ),
         remedy=found,
         overrides=tuple(overrides(changes, absent=question.absent)),
     )
 
 
-def _read(args: argparse.Namespace, answer: Diagnosis, launch: _Launch, cause: Finding, held: int = 0) -> Question:
+def _read(args: argparse.Namespace, answer: Diagnosis, launch: Source, cause: Finding, held: int = 0) -> Question:
     """Return the launch on the hardware of the log; ``held`` bytes of each device count as taken."""
-    words = (*launch.pasted.words, *args.overrides)
-    asked = argparse.Namespace(**vars(args))
-    asked.framework = args.framework or launch.framework
-    asked.framework_version = args.framework_version or launch.version
-    if not any(word.lstrip("+").startswith("hardware=") for word in words):
-        asked.hardware = args.hardware or os.environ.get("MEMFIT_HARDWARE") or next(iter(answer.devices), None)
-    asked.overrides = [*words, *_observed(args, asked.hardware, cause, held)]
-    if launch.own:
-        return read_launch(asked, launch.config)
-    asked.pasted = launch.pasted
-    with surroundings(launch.pasted.environ):
-        return read_launch(asked, launch.config)
+    given = any(word.lstrip("+").startswith("hardware=") for word in args.overrides)
+    named = named_hardware(args, launch) or os.environ.get("MEMFIT_HARDWARE") or next(iter(answer.devices), None)
+    hardware = args.hardware if given else named
+    return read_source(args, launch, hardware, *_observed(args, hardware, cause, held))
 
 
 def _observed(args: argparse.Namespace, hardware: str | None, cause: Finding, held: int) -> list[str]:

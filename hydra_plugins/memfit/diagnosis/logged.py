@@ -35,6 +35,11 @@ class LoggedLaunch:
     framework: str = "verl"
 
     @property
+    def where(self) -> str:
+        """What it was read from, and on which line."""
+        return f"{self.source}, line {self.line} of the log"
+
+    @property
     def rank(self) -> int:
         """How much it tells: a config is whole, Hydra's list is what the user typed, a command line may be cut."""
         return 3 if self.config is not None else 2 if self.words else 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,8 @@ _SIGNS = ("rollout", "gconfig", "allocation_mode", "train_dataset")
 _SERVED = ("rollout", "gconfig", "sglang", "vllm")
 """Sections of a launch that generates."""
 _ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
+_LAUNCHERS = ("areal.launcher.", "areal.infra.launcher.")
+"""Modules that start servers and trainer ranks, each of which composes the config again."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,7 @@ class ArealAdapter:
                 "engine": launch.layout.server.name if launch.layout.server else "none",
                 "placement": "shared" if launch.shares else "apart",
             },
+            composed_once=not launch.server_first,  # a controller hands its workers plain values
             blockers=blockers(view, launch),
         )
 
@@ -128,10 +132,16 @@ def _launch(view: View, context: Context) -> tuple[Launch, bool]:
         host_budget_bytes=context.host_budget_bytes,
         gpus_per_node=gpus,
         nodes=nodes,
-        server_first=behaviour.launcher or context.environ.get("AREAL_SPMD_MODE") == "1",
+        server_first=behaviour.launcher or _has_launcher(context),
         expandable_segments="expandable_segments:True" in allocator.replace(" ", ""),
     )
     return launch, picked == versions.ANY
+
+
+def _has_launcher(context: Context) -> bool:
+    """Whether a launcher starts servers and ranks: it marks the processes that it starts; itself it is the main module."""
+    main = getattr(sys.modules.get("__main__"), "__spec__", None)
+    return context.environ.get("AREAL_SPMD_MODE") == "1" or (main is not None and main.name.startswith(_LAUNCHERS))
 
 
 def _layout(view: View) -> Layout | None:

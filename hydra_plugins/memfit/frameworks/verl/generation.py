@@ -89,6 +89,7 @@ class VerlGenerationAdapter(defaults.Releases):
             composed=launch.view.requested,
             fixes=needed,
             warnings=tuple(context.hardware.warnings),
+            composed_once=True,
             blockers=blockers(launch),
         )
 
