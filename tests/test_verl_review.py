@@ -246,10 +246,3 @@ def test_the_critics_budget_holds_one_sequence(version: str, key: str):
     }
     made = changes(make_plan(problem(values, version=version, hardware="b200")))
     assert made[key] == 40960
-
-
-@pytest.mark.parametrize(("model", "said"), [("qwen2.5-vl-7b", True), ("qwen2.5-7b", False)])
-def test_what_a_vision_tower_adds_is_said_not_to_be_counted(model: str, said: bool):
-    """Images take activations that the model of a text decoder does not know."""
-    warnings = problem(DYNAMIC, model=model).warnings
-    assert any("vision tower" in line for line in warnings) is said

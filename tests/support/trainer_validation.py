@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +90,10 @@ def role_of(case: dict[str, Any]) -> Role:
         update_head=_head(case, entropy=case["update_entropy"]),
         forward_tokens=tokens,
         update_tokens=tokens,
+        sequence_parallel=case["ulysses"],
+        forward_image_tokens=case.get("image_tokens", 0),
+        update_image_tokens=case.get("image_tokens", 0),
+        trains_vision=not case.get("frozen_vision", False),
         accumulates=case["micro_batches"] > 1,
         moved_output=case["padded"] or case["ulysses"] > 1,
         unsharded_gradients=case["no_sync"],
@@ -100,22 +104,19 @@ def _trainable(case: dict[str, Any], model: ModelSpec) -> int:
     if case["role"] == "ref":
         return 0
     rank = case["lora_rank"]
-    return lora_parameters(sites=model.lora_sites, rank=rank) if rank else model.parameters
+    frozen = model.vision_parameters if case.get("frozen_vision") else 0
+    return lora_parameters(sites=model.lora_sites, rank=rank) if rank else model.parameters - frozen
 
 
 def _sharding(case: dict[str, Any], model: ModelSpec) -> Sharding:
-    return Sharding(
+    sharding = Sharding.of(
+        model,
         version=2 if case["strategy"] == "fsdp2" else 1,
         ranks=case["ranks"],
-        layer=model.layer_parameters,
-        root=model.root_parameters,
-        embedding=model.embedding_parameters,
-        layers=model.num_hidden_layers,
-        tied=model.tie_word_embeddings,
         trainable=not case["lora_rank"],
         vocabulary_head=case["role"] != "critic",
-        reshard_after_forward=case["reshard_after_forward"],
     )
+    return replace(sharding, reshard_after_forward=case["reshard_after_forward"])
 
 
 def _head(case: dict[str, Any], *, entropy: bool) -> Head:

@@ -49,8 +49,11 @@ def interface(kernel: Kernel, *, sequences: int, ulysses: int, padded: bool) -> 
     def attend(q: Any, k: Any, v: Any, *_: Any, **__: Any) -> torch.Tensor:
         return (unpadded if padded else packed)(kernel, q, k, v, sequences)
 
-    def forward(module: Any, q: Any, k: Any, v: Any, mask: Any, position_ids: Any = None, **_: Any) -> Any:
+    def forward(module: Any, q: Any, k: Any, v: Any, mask: Any = None, position_ids: Any = None, **more: Any) -> Any:
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        if "cu_seq_lens_q" in more:  # a vision tower: the sequences are the images, or windows of them
+            flat = (x.reshape(-1, x.size(-2), x.size(-1)) for x in (q, k, v))
+            return kernel(*flat, 1).unsqueeze(0), None
         if ulysses == 1:
             return attend(q, k, v), None
         import verl.models.transformers.monkey_patch as verl_attention

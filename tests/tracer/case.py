@@ -17,6 +17,10 @@ CHOICES: dict[str, tuple[str, ...]] = {
 }
 
 
+ADDED = ("image_tokens", "frozen_vision")
+"""Options that no row of the first traces has."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Case:
     """One training step of one rank. Field names follow verl where it has a name for the option."""
@@ -57,6 +61,10 @@ class Case:
     entropy_checkpointing: bool = False
     fused: str = "none"
     kl_loss: bool = False
+    image_tokens: int = 0
+    """Tokens of the pack, of all sequences together, that stand for images; with Ulysses, of the whole group."""
+    frozen_vision: bool = False
+    """``freeze_vision_tower``: the tower has no gradients."""
 
     def __post_init__(self) -> None:
         for name, valid in CHOICES.items():
@@ -64,6 +72,8 @@ class Case:
                 raise ValueError(f"{name}={getattr(self, name)!r}; valid: {', '.join(valid)}")
         if self.padded and (self.tokens % self.sequences or self.ulysses > 1 or self.fused != "none"):
             raise ValueError("a padded batch needs tokens divisible by sequences, ulysses=1 and fused=none")
+        if self.image_tokens > self.tokens:
+            raise ValueError(f"image_tokens={self.image_tokens} are more than tokens={self.tokens}")
         if self.tokens % self.ulysses:
             raise ValueError(f"tokens={self.tokens} is not divisible by ulysses={self.ulysses}")
 
@@ -76,6 +86,11 @@ class Case:
     def trains(self) -> bool:
         """Whether the role has an optimizer."""
         return self.role != "ref"
+
+    def stored(self) -> dict[str, object]:
+        """Return the options as a row holds them: those that came after the first rows only where they are set."""
+        default = Case()
+        return {k: v for k, v in asdict(self).items() if k not in ADDED or v != getattr(default, k)}
 
     def changed(self) -> dict[str, object]:
         """Return the options that differ from the defaults."""

@@ -13,7 +13,7 @@ from unittest import mock
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from tracer import kernels, sharding
+from tracer import kernels, sharding, vision
 from tracer.case import Case
 from tracer.head import Batch, Head, policy_loss, value_loss
 from tracer.models import SHAPES
@@ -42,6 +42,7 @@ class Engine:
         self.case, self.recorder, self.stand_ins = case, recorder, stand_ins
         self.head = Head(case, stand_ins=stand_ins)
         self.vocab_size: int = SHAPES[case.model]["vocab_size"]
+        self.images = vision.inputs(case)  # on the host: what FSDP makes of them on its way in is seen, they are not
         model = sharding.build_module(case)
         self.parameter_shapes = {tuple(p.shape) for p in model.parameters()}
         self.parameters = sum(p.numel() for p in model.parameters())
@@ -137,8 +138,12 @@ class Engine:
         extra: dict[str, Any] = {}
         if case.fused != "none":
             extra = {"temperature": case.temperature, "return_dict": True, "shift_labels": batch.labels.unsqueeze(0)}
+        positions = batch.position_ids
+        if vision.tower(case):
+            extra |= self.images
+            positions = vision.position_ids(batch.input_ids)
         raw = self.module(
-            input_ids=batch.input_ids, attention_mask=None, position_ids=batch.position_ids, use_cache=False, **extra
+            input_ids=batch.input_ids, attention_mask=None, position_ids=positions, use_cache=False, **extra
         )
         if case.role == "critic":
             values = self._whole(raw.logits.reshape(-1))
@@ -188,6 +193,8 @@ def session(
                 stand_ins=stand_ins,
             )
         )
+        if vision.tower(case):
+            stack.enter_context(vision.installed(case, kernels.FlashAttention.apply))
         mesh = stack.enter_context(sharding.process_group(case, device))
         if fake:
             stack.enter_context(no_data())

@@ -35,7 +35,7 @@ def versions() -> dict[str, str]:
 
 def split(case: Case) -> str:
     """Return ``fit`` or ``held_out``: drawn once for a case, whatever other cases there are."""
-    draw = hashlib.sha256((SEED + json.dumps(asdict(case), sort_keys=True)).encode()).digest()[0]
+    draw = hashlib.sha256((SEED + json.dumps(case.stored(), sort_keys=True)).encode()).digest()[0]
     return "fit" if draw % 2 else "held_out"
 
 
@@ -44,7 +44,7 @@ def row(case: Case) -> Row:
     from tracer.report import trace
 
     parameters, phases = trace(case)
-    result: Row = {"case": asdict(case), "split": split(case), "parameters": parameters, "phases": {}}
+    result: Row = {"case": case.stored(), "split": split(case), "parameters": parameters, "phases": {}}
     for name, peak in phases.items():
         result["phases"][name] = {k: v for k, v in asdict(peak).items() if k != "largest"}
     return {**result, "versions": versions(), "date": date.today().isoformat()}
@@ -68,7 +68,7 @@ def main() -> None:
     cli = argparse.ArgumentParser(prog="tracer.make_data", description=__doc__)
     cli.add_argument("--force", action="store_true", help="trace every case again")
     force = cli.parse_args().force
-    wanted = {json.dumps(asdict(c)): c for c in cases()}
+    wanted = {json.dumps(c.stored()): c for c in cases()}
     stored = {json.dumps(r["case"]): r for r in read() if not force and r["versions"] == versions()}
     stored = {key: r for key, r in stored.items() if key in wanted}
     missing = [(key, case) for key, case in wanted.items() if key not in stored]

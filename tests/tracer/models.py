@@ -27,6 +27,10 @@ def _shape(kind: str, layers: int, hidden: int, mlp: int, heads: int, kv_heads: 
 
 
 _Q, _Q7, _L = 151936, 152064, 128256
+_MROPE = {"type": "mrope", "rope_type": "default", "mrope_section": [16, 24, 24]}
+_INTERLEAVED = {"rope_type": "default", "mrope_section": [24, 20, 20], "mrope_interleaved": True}
+_TOWER = {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16,
+          "fullatt_block_indexes": [7, 15, 23, 31]}  # fmt: skip
 _MOE = {"norm_topk_prob": True, "decoder_sparse_step": 1, "head_dim": 128}
 
 # Source: config.json of the public checkpoints of these names.
@@ -50,6 +54,33 @@ SHAPES: dict[str, Shape] = {
         "qwen3_moe", 48, 2048, 6144, 32, 4, _Q,
         num_experts=128, num_experts_per_tok=8, moe_intermediate_size=768, **_MOE,
     ),
+    "qwen2-vl-2b": _shape(
+        "qwen2_vl", 28, 1536, 8960, 12, 2, _Q, tied=True, rope_scaling=_MROPE,
+        vision_config={"depth": 32, "embed_dim": 1280, "hidden_size": 1536, "num_heads": 16, "mlp_ratio": 4},
+    ),
+    "qwen2.5-vl-3b": _shape(
+        "qwen2_5_vl", 36, 2048, 11008, 16, 2, _Q, tied=True, rope_scaling=_MROPE,
+        vision_config={**_TOWER, "out_hidden_size": 2048},
+    ),
+    "qwen2.5-vl-7b": _shape(
+        "qwen2_5_vl", 28, 3584, 18944, 28, 4, _Q7, rope_scaling=_MROPE, vision_config={**_TOWER, "out_hidden_size": 3584},
+    ),
+    "qwen3-vl-4b": _shape(
+        "qwen3_vl", 36, 2560, 9728, 32, 8, _Q, tied=True, head_dim=128, rope_scaling=_INTERLEAVED,
+        vision_config={"depth": 24, "hidden_size": 1024, "intermediate_size": 4096, "num_heads": 16,
+                       "out_hidden_size": 2560, "deepstack_visual_indexes": [5, 11, 17]},
+    ),
+    "qwen3-vl-8b": _shape(
+        "qwen3_vl", 36, 4096, 12288, 32, 8, _Q, head_dim=128, rope_scaling=_INTERLEAVED,
+        vision_config={"depth": 27, "hidden_size": 1152, "intermediate_size": 4304, "num_heads": 16,
+                       "out_hidden_size": 4096, "deepstack_visual_indexes": [8, 16, 24]},
+    ),
+    "qwen3-vl-30b-a3b": _shape(
+        "qwen3_vl_moe", 48, 2048, 6144, 32, 4, _Q, rope_scaling=_INTERLEAVED,
+        num_experts=128, num_experts_per_tok=8, moe_intermediate_size=768, **_MOE,
+        vision_config={"depth": 27, "hidden_size": 1152, "intermediate_size": 4304, "num_heads": 16,
+                       "out_hidden_size": 2048, "deepstack_visual_indexes": [8, 16, 24]},
+    ),
     # toys, for runs on real tensors
     "toy-qwen2": _shape("qwen2", 3, 64, 176, 4, 2, 1000, tied=True),
     "toy-qwen2-untied": _shape("qwen2", 3, 64, 176, 4, 2, 1000),
@@ -65,14 +96,25 @@ SHAPES: dict[str, Shape] = {
 
 def build(name: str, *, dtype: torch.dtype, attention: str, value_head: bool = False) -> torch.nn.Module:
     """Return the Hugging Face model called ``name``, with freshly made (or fake) weights."""
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForTokenClassification
+    from transformers import (
+        AutoConfig,
+        AutoModelForCausalLM,
+        AutoModelForImageTextToText,
+        AutoModelForTokenClassification,
+    )
 
     shape = dict(SHAPES[name])
-    config = AutoConfig.for_model(shape.pop("model_type"), **shape)
+    kind, vision = shape.pop("model_type"), shape.pop("vision_config", None)
+    if vision is None:
+        config = AutoConfig.for_model(kind, **shape)
+    else:
+        tied = shape["tie_word_embeddings"]
+        config = AutoConfig.for_model(kind, text_config=shape, vision_config=vision, tie_word_embeddings=tied)
     more: dict[str, Any] = {"attn_implementation": attention, "dtype": dtype}
     if shape.get("num_experts"):
         more["experts_implementation"] = "grouped_mm"  # the only one whose shapes do not depend on the router
     if not value_head:
-        return AutoModelForCausalLM.from_config(config, **more)
+        kinds = AutoModelForCausalLM if vision is None else AutoModelForImageTextToText
+        return kinds.from_config(config, **more)
     config.num_labels, config.classifier_dropout, config.hidden_dropout = 1, 0.0, "0"
     return AutoModelForTokenClassification.from_config(config, **more)

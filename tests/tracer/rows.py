@@ -151,6 +151,32 @@ def _sharding() -> Iterator[Options]:
     yield {"model": "llama-3.1-8b", "ranks": 4, "tokens": 32 * K, "temperature": 0.7, "strategy": "fsdp2"}
 
 
+def _images() -> Iterator[Options]:
+    """Vision towers: from no images at all to nothing but images."""
+    small: Options = {"model": "qwen2.5-vl-3b", "ranks": 4, "tokens": 8 * K, "image_tokens": 4 * K}
+    yield small
+    yield {**small, "strategy": "fsdp2"}
+    yield {**small, "tokens": 16 * K, "image_tokens": 16 * K, "micro_batches": 2}
+    yield {**small, "checkpointing": False}
+    yield {**small, "role": "ref", "master_dtype": "bf16"}
+    yield {**small, "ranks": 1, "frozen_vision": True}
+    yield {**small, "strategy": "fsdp2", "frozen_vision": True}
+    large: Options = {**small, "model": "qwen2.5-vl-7b", "ranks": 8}
+    yield {**large, "strategy": "fsdp2"}
+    yield {**large, "image_tokens": 8 * K, "fused": "triton"}
+    old: Options = {**small, "model": "qwen2-vl-2b", "ranks": 2}
+    yield old
+    yield {**old, "strategy": "fsdp2", "image_tokens": 8 * K}
+    new: Options = {**small, "model": "qwen3-vl-4b"}
+    yield {**new, "image_tokens": 0}
+    yield {**new, "fused": "torch"}
+    yield {**new, "checkpointing": False, "strategy": "fsdp2"}
+    yield {**new, "ulysses": 2, "tokens": 16 * K, "image_tokens": 8 * K}
+    yield {**new, "model": "qwen3-vl-8b", "ranks": 8, "strategy": "fsdp2"}
+    yield {**new, "model": "qwen3-vl-8b", "ranks": 8, "tokens": 16 * K, "image_tokens": 8 * K}
+    yield {**new, "model": "qwen3-vl-30b-a3b", "ranks": 8}
+
+
 def cases() -> list[Case]:
     """Return every case, in a fixed order, without repetition."""
     groups = (

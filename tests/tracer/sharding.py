@@ -11,6 +11,7 @@ from unittest import mock
 import torch
 import torch.distributed as dist
 
+from tracer import vision
 from tracer.case import Case
 from tracer.kernels import ATTENTION
 from tracer.models import build
@@ -40,7 +41,9 @@ def build_module(case: Case) -> Any:
     """Return the unwrapped model: checkpointing, fused forward and adapters as asked for."""
     dtype = DTYPES[case.master_dtype]
     model: Any = build(case.model, dtype=dtype, attention=ATTENTION, value_head=case.role == "critic")
-    if case.fused != "none":
+    if vision.tower(case):
+        vision.patch(model, case)
+    elif case.fused != "none":
         model.forward = MethodType(_fused_forward(case.fused), model)
     if case.checkpointing and case.trains:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -89,7 +92,7 @@ def shard(model: Any, case: Case, mesh: Any) -> Any:
         device_id=torch.device("cpu" if mesh.device_type == "cpu" else f"{mesh.device_type}:0"),
         device_mesh=mesh,
         forward_prefetch=False,
-        use_orig_params=False,
+        use_orig_params=case.frozen_vision,
     )
 
 

@@ -16,6 +16,8 @@ class Lengths:
 
     mean: int | None = None
     max: int | None = None
+    image: int | None = None
+    """Tokens that stand for images in one prompt, at most; 0 without images."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -60,6 +60,12 @@ def _count(key: str, value: Any) -> int | None:
     return value
 
 
+def _number(key: str, value: Any) -> int | None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
+        raise _refuse(key, value, "a whole number, or null", "1024")
+    return value
+
+
 def _name(key: str, value: Any) -> str | None:
     if value is not None and not isinstance(value, str):
         raise _refuse(key, value, "a text in quotes, or null", f"\"'{value}'\"")
@@ -86,9 +92,10 @@ def _models(key: str, value: Any) -> Mapping[str, str]:
 
 
 def _lengths(key: str, value: Any) -> Lengths:
-    if not isinstance(value, Mapping) or not set(value) <= {"mean", "max"}:
-        raise _refuse(key, value, "a mapping with mean and max (tokens)", "{mean:345,max:900}")
-    lengths = Lengths(**{name: _count(f"{key}.{name}", number) for name, number in value.items()})
+    if not isinstance(value, Mapping) or not set(value) <= {"mean", "max", "image"}:
+        raise _refuse(key, value, "a mapping with mean, max and image (tokens)", "{mean:345,max:900}")
+    checks = {"image": _number}
+    lengths = Lengths(**{name: checks.get(name, _count)(f"{key}.{name}", number) for name, number in value.items()})
     if lengths.mean and lengths.max and lengths.mean > lengths.max:
         raise ConfigError(
             f"{key}.mean is {lengths.mean} and {key}.max is {lengths.max}: the mean cannot be the larger."

@@ -16,6 +16,8 @@ from hydra_plugins.memfit.model.spec import ModelSpec
 
 _SANDWICH_NORMS = ("gemma2", "gemma3")
 """Model types (prefixes) with a norm before and after both attention and MLP."""
+_REPEATED_KV = ("qwen2_vl", "qwen2_5_vl")
+"""Model types whose keys and values verl repeats for every query head before the kernel; their RoPE has three tables."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,6 +43,11 @@ class Widths:
     moved_output: bool = False
     """Attention's output is put elsewhere before its projection: padded again, or exchanged between sequence-parallel ranks."""
 
+    position_numbers: int = 1
+    """Integers that say where a token is: 4 in a model that sees images (text, time, height, width)."""
+    rope_tables: int = 1
+    """Tables of cos and sin that live through a pass; 3 where the parts of a head look up another one each."""
+
     @property
     def mlp_rows(self) -> int:
         """Width of the weight gradient that is alive at the layer's activation peak: one MLP matrix of h rows."""
@@ -52,7 +59,8 @@ class Widths:
         moe = model.num_experts > 0
         mla = model.kv_lora_rank > 0
         q_head = model.qk_nope_head_dim + model.qk_rope_head_dim if mla else model.head_dim
-        kv_heads = model.num_attention_heads if mla else model.num_key_value_heads
+        repeated = model.model_type.startswith(_REPEATED_KV)
+        kv_heads = model.num_attention_heads if mla or repeated else model.num_key_value_heads
         return cls(
             h=model.hidden_size,
             m=model.num_experts_per_tok * model.moe_intermediate_size if moe else model.intermediate_size,
@@ -69,6 +77,8 @@ class Widths:
             expert_m=model.moe_intermediate_size,
             shared_m=model.shared_expert_intermediate_size,
             moved_output=moved_output,
+            position_numbers=4 if model.vision_parameters else 1,
+            rope_tables=3 if repeated else 1,
         )
 
 
@@ -125,8 +135,8 @@ def layer_forward_bytes(w: Widths) -> int:
 
 
 def position_bytes(w: Widths) -> int:
-    """Return the inputs that live through a whole pass, per token: ids, positions, labels, and cos/sin of RoPE (4d)."""
-    return 4 * w.d + 29
+    """Return the inputs that live through a whole pass, per token: ids, positions (8 each), labels, and cos/sin of RoPE (4d)."""
+    return 4 * w.d * w.rope_tables + 21 + 8 * w.position_numbers
 
 
 def body_saved_bytes(w: Widths, *, layers: int, checkpointing: bool) -> int:

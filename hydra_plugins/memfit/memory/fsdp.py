@@ -42,17 +42,24 @@ class Sharding:
     """False for a frozen base (LoRA): its units are gathered, no gradient of theirs is reduced."""
     reshard_after_forward: bool = True
     forward_prefetch: bool = False
+    vision_layer: int = 0
+    """Parameters of one block of a vision tower, a unit as well; 0 without a tower."""
+    vision_root: int = 0
+    """Parameters of the tower outside its blocks; `root` has them too."""
 
     @classmethod
     def of(
         cls, model: ModelSpec, *, version: int, ranks: int, trainable: bool = True, vocabulary_head: bool = True
     ) -> Sharding:
         """Return how ``model`` is wrapped: a unit for each decoder layer, and what is left in the root."""
+        tower = model.vision
         return cls(
             version=version,
             ranks=ranks,
             layer=model.layer_parameters,
-            root=model.root_parameters,
+            root=model.root_parameters + (tower.root_parameters if tower else 0),
+            vision_layer=tower.layer_parameters if tower else 0,
+            vision_root=tower.root_parameters if tower else 0,
             embedding=model.embedding_parameters,
             layers=model.num_hidden_layers,
             tied=model.tie_word_embeddings,
@@ -119,6 +126,11 @@ class Sharding:
         extra = ceil_div(2 * self.layer, self.ranks) if self.version == 1 else 2 * self.layer
         return self.forward_unit_bytes() + extra
 
+    def vision_forward_bytes(self) -> int:
+        """Return the gathered root and block while a vision tower computes."""
+        unit = 2 * self.vision_layer * (1 if self.single or self.version == 1 else 2)
+        return self.root_during_layers_bytes() + unit
+
     # -- backward ---------------------------------------------------------------------------------------------------
     def product_backward_bytes(self, *, gradient: bool) -> int:
         """Return gathered parameters, and the gradient of lm_head (2E), in the backward pass of its matrix product."""
@@ -161,6 +173,21 @@ class Sharding:
         pending = self._pending(left == self.layers)
         kept = max(prefetched, self._still_kept(left - 1))
         return root + kept + 2 * self.layer + max(4 * self.layer + shard, pending)
+
+    def vision_backward_bytes(self, *, feed_forward: int) -> int:
+        """
+        Return what is gathered or waits for reduction inside the backward pass of a vision tower's block.
+
+        The gradients of the mergers wait for the end of the pass with the root's; ``feed_forward`` is the size of the weight
+        gradient that exists at that point.
+        """
+        gradients = 2 * feed_forward + 2 * self.vision_root if self.trainable else 0
+        gathered = 2 * self.vision_layer * (1 if self.single else 2)
+        pending = self._vision_pending() if self.version == 2 and self.trainable else 0
+        return self._root_in_backward() + gathered + pending + gradients
+
+    def _vision_pending(self) -> int:
+        return 4 * self.vision_layer
 
     def root_reduction_bytes(self, *, accumulates: bool) -> int:
         """

@@ -28,6 +28,7 @@ from hydra_plugins.memfit.memory.head import (
     lm_head_logits_bytes,
     update_logits_bytes,
 )
+from hydra_plugins.memfit.memory.vision import Images
 
 _GROUPS_ON_GPU = 2
 """Layer groups that activation offload keeps on the GPU. Source: verl utils/activation_offload.py."""
@@ -52,6 +53,8 @@ class Pass:
     """Bytes of one resident gradient: that of the stored parameters."""
     accumulates: bool = True
     """Whether sharded gradients of an earlier micro-batch are already resident."""
+    images: Images | None = None
+    """What a vision tower runs on; ``None``: no tower, or no images."""
 
 
 def peak(moments: tuple[MemoryBreakdown, ...]) -> MemoryBreakdown:
@@ -60,10 +63,13 @@ def peak(moments: tuple[MemoryBreakdown, ...]) -> MemoryBreakdown:
 
 
 def _moment(
-    *, communication: int = 0, per_token: int = 0, tokens: int = 0, logits: int = 0, gradients: int = 0
+    *, communication: int = 0, per_token: int = 0, tokens: int = 0, images: int = 0, logits: int = 0, gradients: int = 0
 ) -> MemoryBreakdown:
     return MemoryBreakdown(
-        communication_buffers=communication, activations=per_token * tokens, logits=logits, gradients=gradients
+        communication_buffers=communication,
+        activations=per_token * tokens + images,
+        logits=logits,
+        gradients=gradients,
     )
 
 
@@ -73,14 +79,25 @@ def forward_moments(p: Pass) -> tuple[MemoryBreakdown, ...]:
     position = position_bytes(w)
     logits = forward_logits_bytes(p.head, tokens=tokens, vocabulary=p.vocabulary, hidden=w.h)
     product = lm_head_logits_bytes(p.head, tokens=tokens, vocabulary=p.vocabulary)
+    pixels = p.images.pixel_bytes() if p.images else 0
     return (
-        _moment(communication=s.root_during_loss_bytes(), logits=logits),
-        _moment(communication=s.root_during_product_bytes(), logits=product, per_token=2 * w.h + 37, tokens=tokens),
+        _moment(
+            communication=s.root_during_loss_bytes(), logits=logits, images=pixels if p.head.fused != "none" else 0
+        ),
+        _moment(
+            communication=s.root_during_product_bytes(),
+            logits=product,
+            per_token=2 * w.h + 37,
+            tokens=tokens,
+            images=pixels,
+        ),
         _moment(
             communication=s.root_during_layers_bytes() + s.forward_unit_bytes(),
             per_token=layer_forward_bytes(w) + position + 8,
             tokens=tokens,
+            images=pixels + (p.images.early_feature_bytes() if p.images else 0),
         ),
+        *_tower_forward(p),
         _moment(
             communication=s.root_during_layers_bytes() + s.forward_gather_bytes(),
             per_token=4 * w.h + position,
@@ -88,6 +105,49 @@ def forward_moments(p: Pass) -> tuple[MemoryBreakdown, ...]:
         ),
         _moment(communication=s.root_gather_bytes()),
     )
+
+
+def _tower_forward(p: Pass) -> tuple[MemoryBreakdown, ...]:
+    """The vision tower, in front of everything else: the largest moment of its pass without gradients."""
+    if p.images is None:
+        return ()
+    tower, position = p.sharding.vision_forward_bytes(), position_bytes(p.widths)
+    return (_moment(communication=tower, per_token=position, tokens=p.tokens, images=p.images.forward_bytes()),)
+
+
+def _tower_update(p: Pass, resident: int) -> tuple[MemoryBreakdown, ...]:
+    """The vision tower of an update: its forward pass, and the backward pass of its last block and of its first."""
+    if p.images is None:
+        return ()
+    s, images, position = p.sharding, p.images, position_bytes(p.widths)
+    ahead = images.update_forward_bytes(checkpointing=p.checkpointing)
+    moments = [
+        _moment(
+            communication=s.vision_forward_bytes(),
+            per_token=position,
+            tokens=p.tokens,
+            images=ahead,
+            gradients=resident,
+        )
+    ]
+    blocks = images.tower.num_layers if images.trained else 0
+    for left in sorted({blocks, min(1, blocks)} - {0}):
+        reduced = s.layer * p.layers + s.reduced_first() + s.vision_layer * (blocks - left)
+        moments.append(
+            _moment(
+                communication=s.vision_backward_bytes(
+                    feed_forward=images.tower.hidden_size * images.tower.intermediate_size
+                ),
+                images=images.backward_bytes(left=left, checkpointing=p.checkpointing),
+                gradients=resident or ceil_div(p.gradient_bytes * min(p.gradients, reduced), s.ranks),
+            )
+        )
+    return tuple(moments)
+
+
+def _tower_keeps(p: Pass) -> int:
+    """Bytes that the vision tower has saved for its backward pass, the last of all."""
+    return p.images.saved_bytes(checkpointing=p.checkpointing) if p.images else 0
 
 
 def forward_progress(p: Pass) -> tuple[MemoryBreakdown, ...]:
@@ -100,6 +160,7 @@ def forward_progress(p: Pass) -> tuple[MemoryBreakdown, ...]:
             communication=gathered,
             per_token=_saved(p, done) + position_bytes(w),
             tokens=p.tokens,
+            images=_tower_keeps(p),
             gradients=resident,
         )
         for done in range(1, p.layers + 1)
@@ -118,19 +179,24 @@ def update_moments(p: Pass) -> tuple[MemoryBreakdown, ...]:
     product = lm_head_logits_bytes(p.head, tokens=tokens, vocabulary=p.vocabulary)
     fused = p.head.fused != "none"
     in_loss = s.product_backward_bytes(gradient=False) if fused else s.root_during_loss_bytes()
+    tower = _tower_keeps(p)
     moments = [
-        _moment(communication=in_loss, per_token=body, tokens=tokens, logits=logits, gradients=resident),
+        _moment(communication=in_loss, per_token=body, tokens=tokens, images=tower, logits=logits, gradients=resident),
         _moment(
             communication=s.product_backward_bytes(gradient=p.head.vocabulary),
             per_token=body + 2 * w.h,
             tokens=tokens,
+            images=tower,
             logits=product,
             gradients=resident,
         ),
-        _moment(communication=s.product_reduction_bytes(), per_token=body, tokens=tokens, gradients=resident),
+        _moment(
+            communication=s.product_reduction_bytes(), per_token=body, tokens=tokens, images=tower, gradients=resident
+        ),
     ]
     for done in sorted({0, min(1, p.layers - 1), max(0, p.layers - 2), p.layers - 1}):
         moments += _layer_moments(p, done, position)
+    moments += _tower_update(p, resident)
     reduced = ceil_div(p.gradient_bytes * p.gradients, s.ranks)
     moments.append(
         _moment(
@@ -164,17 +230,21 @@ def _layer_moments(p: Pass, done: int, position: int) -> list[MemoryBreakdown]:
     reduced = p.gradients if p.accumulates else min(p.gradients, s.layer * done + s.reduced_first())
     gradients = ceil_div(p.gradient_bytes * reduced, s.ranks)
     inside = layer_backward_bytes(w, checkpointing=p.checkpointing)
+    waiting = p.images.early_feature_bytes() if p.images and p.images.trained and left == 1 else 0
+    images = _tower_keeps(p) + waiting
     return [
         _moment(
             communication=s.layer_backward_bytes(left=left, mlp=w.h * w.mlp_rows),
             per_token=_saved(p, left) + inside + position,
             tokens=p.tokens,
+            images=images,
             gradients=gradients,
         ),
         _moment(
             communication=s.layer_reduction_bytes(left=left),
             per_token=_saved(p, left - 1) + 2 * w.h + position,
             tokens=p.tokens,
+            images=images,
             gradients=gradients,
         ),
     ]

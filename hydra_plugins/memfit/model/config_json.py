@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from hydra_plugins.memfit.base.errors import ModelNotFound
 from hydra_plugins.memfit.base.units import ceil_div
@@ -19,7 +20,7 @@ from hydra_plugins.memfit.model.layers import (
 )
 from hydra_plugins.memfit.model.spec import ModelSpec
 from hydra_plugins.memfit.model.values import Values
-from hydra_plugins.memfit.model.vision import vision_parameters
+from hydra_plugins.memfit.model.vision import vision_parameters, vision_spec
 
 HOW_TO_SUPPLY = (
     "Choose a known checkpoint with +model=NAME, or describe the architecture yourself: "
@@ -36,7 +37,8 @@ def spec_from_config(config: Mapping[str, object], *, name: str, source: str) ->
     family, values, vision = _parts(config, name)
     decoder = Decoder(family=family, values=values)
     tower = vision_parameters(family.vision, vision, values) if family.vision else 0
-    return _spec(config, family, values, decoder, tower, name, source + _quantised(config))
+    spec = _spec(config, family, values, decoder, tower, name, source + _quantised(config))
+    return replace(spec, vision=vision_spec(family.vision, vision)) if family.vision else spec
 
 
 def _parts(config: Mapping[str, object], name: str) -> tuple[Family, Values, Values]:

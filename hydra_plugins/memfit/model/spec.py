@@ -3,6 +3,33 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VisionSpec:
+    """A vision tower: what its activations depend on. Sizes are elements of one patch, counts numbers of parameters."""
+
+    hidden_size: int
+    intermediate_size: int
+    """Width of a block's feed-forward part."""
+    num_layers: int
+    num_attention_heads: int
+    pixels: int
+    """Values of one patch: channels, frames and area."""
+    patches_per_token: int
+    """Patches that the merger makes one image token of."""
+    num_deepstack: int = 0
+    """Blocks whose output goes to the first decoder layers as well (Qwen3-VL); each has a merger of its own."""
+    feed_forward: Literal["gated", "gelu", "quick_gelu"]
+    rms_norm: bool
+    """RMSNorm; otherwise LayerNorm, which autocast computes in fp32."""
+    learned_positions: bool = False
+    """Positions are interpolated from a table and added in fp32."""
+    layer_parameters: int
+    """Parameters of one block: an FSDP unit."""
+    root_parameters: int
+    """Parameters outside the blocks, mergers included: they belong to the root unit."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,6 +90,8 @@ class ModelSpec:
     """Parameters that one token uses; equals ``parameters`` on a dense model."""
     vision_parameters: int = 0
     """Parameters of the vision tower and its projector; 0 on a text model."""
+    vision: VisionSpec | None = None
+    """The tower where its activations are modelled; ``None`` on a text model, and for towers that are only counted."""
     lora_sites: tuple[tuple[int, int, int], ...] = ()
     """Linear modules of the decoder that ``target_modules=all-linear`` adapts: (in_features, out_features, count)."""
     expert_lora_sites: tuple[tuple[int, int, int], ...] = ()

@@ -19,6 +19,7 @@ from hydra_plugins.memfit.memory.trainer import (
     peak,
     update_moments,
 )
+from hydra_plugins.memfit.memory.vision import Images
 from hydra_plugins.memfit.memory.weight_sync import adapter_moments, sync_moments
 from hydra_plugins.memfit.model.spec import ModelSpec
 
@@ -100,6 +101,13 @@ class Role:
     forward_tokens: int
     """Tokens of the largest micro-batch of a pass without gradients, on one rank."""
     update_tokens: int = 0
+    sequence_parallel: int = 1
+    """Ranks that share the tokens of a micro-batch; each of them sees all of its images."""
+    forward_image_tokens: int = 0
+    """Image tokens of the largest such micro-batch, of all ranks that share it."""
+    update_image_tokens: int = 0
+    trains_vision: bool = True
+    """A vision tower has gradients."""
     accumulates: bool = True
     """Whether a mini-batch takes more than one micro-batch."""
     moved_output: bool = False
@@ -172,11 +180,13 @@ class Role:
 
     def forward_pass(self) -> MemoryBreakdown:
         """Return the peak of a pass without gradients, on top of the states."""
-        return self._staged(peak(forward_moments(self._pass(self.forward_tokens, self.forward_head))))
+        return self._staged(
+            peak(forward_moments(self._pass(self.forward_tokens, self.forward_head, self.forward_image_tokens)))
+        )
 
     def update_pass(self) -> MemoryBreakdown:
         """Return the peak of forward and backward of one micro-batch, gradients included, on top of the states."""
-        moment = peak(update_moments(self._pass(self.update_tokens, self.update_head)))
+        moment = peak(update_moments(self._update()))
         if self.cpu_policy:
             return self._staged(_without(moment, gradients=True))
         if self.unsharded_gradients and self.accumulates and not self.sharding.single:
@@ -185,7 +195,7 @@ class Role:
 
     def update_timeline(self) -> tuple[MemoryBreakdown, ...]:
         """Return the moments of an update in their order, on top of the states: its first micro-batch, then one of the others."""
-        pass_ = self._pass(self.update_tokens, self.update_head)
+        pass_ = self._update()
         passes = (replace(pass_, accumulates=False), pass_) if pass_.accumulates else (pass_,)
         moments = [moment for p in passes for moment in (*forward_progress(p), *update_moments(p))]
         if self.cpu_policy:
@@ -216,8 +226,12 @@ class Role:
         staging = 2 * ceil_div(self.master_bytes * self.sharding.layer, self.sharding.ranks)
         return moment + MemoryBreakdown(communication_buffers=staging)
 
-    def _pass(self, tokens: int, head: Head) -> Pass:
+    def _update(self) -> Pass:
+        return self._pass(self.update_tokens, self.update_head, self.update_image_tokens)
+
+    def _pass(self, tokens: int, head: Head, image_tokens: int) -> Pass:
         return Pass(
+            images=self._images(tokens, image_tokens),
             widths=Widths.of(self.model, moved_output=self.moved_output),
             sharding=self.sharding,
             head=head,
@@ -229,6 +243,17 @@ class Role:
             gradients=self.trainable_parameters,
             gradient_bytes=self.master_bytes,
             accumulates=self.accumulates,
+        )
+
+    def _images(self, tokens: int, image_tokens: int) -> Images | None:
+        if self.model.vision is None or not image_tokens:
+            return None
+        return Images(
+            tower=self.model.vision,
+            text_width=self.model.hidden_size,
+            tokens=image_tokens,
+            embedded=tokens * self.sequence_parallel,
+            trained=self.trains_vision,
         )
 
     def left_root(self) -> MemoryBreakdown:
@@ -275,7 +300,7 @@ class Role:
 
     def host_bytes(self) -> int:
         """Return what one rank keeps in host memory."""
-        activations = host_activation_bytes(self._pass(self.update_tokens, self.update_head))
+        activations = host_activation_bytes(self._update())
         if self.cpu_policy:
             return self.parameter_bytes + 2 * self.moment_bytes + activations
         parameters = self.parameter_bytes if self.param_offload else 0

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from hydra_plugins.memfit.base.errors import ConfigError
-from hydra_plugins.memfit.frameworks.verl import batches, engines, others, placement
+from hydra_plugins.memfit.frameworks.verl import batches, engines, images, others, placement
 from hydra_plugins.memfit.frameworks.verl import read as r
 from hydra_plugins.memfit.frameworks.verl.launch import ACTOR, MODEL, REF, ROLLOUT, TENSOR_PARALLEL, Launch
 from hydra_plugins.memfit.frameworks.verl.megatron_checks import indivisible, layout_notes
@@ -249,11 +249,7 @@ def notes(view: View, launch: Launch, context: Context) -> tuple[str, ...]:
             f"verl {launch.version} weights a token by the micro-batch that it lands in (loss_agg_mode=token-mean): "
             "other micro-batches change the gradient slightly, as another number of GPUs does."
         )
-    if launch.actor_model.vision_parameters:
-        lines.append(
-            f"{launch.actor_model.name} has a vision tower: its weights are counted, the activations of images are not. "
-            "Keep more room for them with memfit.margin=0.15."
-        )
+    lines += images.notes(view, launch)
     if not has_flash_attention(context.hardware):
         lines.append(
             f"{context.hardware.product} has neither bf16 nor flash-attn, which verl uses unless told otherwise: the "

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 from hydra_plugins.memfit.base.errors import NotModelled
-from hydra_plugins.memfit.frameworks.verl import batches, megatron_read
+from hydra_plugins.memfit.frameworks.verl import batches, images, megatron_read
 from hydra_plugins.memfit.frameworks.verl.batches import batch, uses_reference
 from hydra_plugins.memfit.frameworks.verl.engines import rollout_engine, rollout_name, serves_adapters
 from hydra_plugins.memfit.frameworks.verl.launch import ACTOR, FRACTION, LORA_MERGE, MODEL, REF, ROLLOUT, Launch
 from hydra_plugins.memfit.frameworks.verl.megatron_keys import is_megatron
+from hydra_plugins.memfit.frameworks.verl.tokens import Batch
 from hydra_plugins.memfit.frameworks.view import MISSING, View
 from hydra_plugins.memfit.memory.engine import Engine
 from hydra_plugins.memfit.memory.fsdp import Sharding
@@ -154,11 +155,13 @@ def _actor(view: View, launch: Launch, strategy: str, lora_rank: int) -> Role:
     update, forward = batch(view, launch, batches.UPDATE_ACTOR), batch(view, launch, batches.OLD_LOG_PROB)
     offload_policy = strategy == "fsdp2" and view.flag(f"{section}.offload_policy", False)
     sites = (*model.lora_sites, *(model.expert_lora_sites if launch.behaviour.expert_linears else ()))
-    trainable = lora_parameters(sites=sites, rank=lora_rank) if lora_rank else model.parameters
+    wrapped = sharding(view, launch, model, section=section, strategy=strategy, trainable=not lora_rank)
+    tower = images.actor_tower(view, launch, version=wrapped.version)
+    full = model.parameters - tower.frozen_parameters
+    trainable = lora_parameters(sites=sites, rank=lora_rank) if lora_rank else full
     packed = view.flag(f"{MODEL}.use_remove_padding", False)
     with_entropy = view.number(f"{ACTOR}.entropy_coeff", 0.0, low=-1e9, high=1e9) != 0
     with_entropy = with_entropy or view.flag(f"{ACTOR}.calculate_entropy", False)
-    wrapped = sharding(view, launch, model, section=section, strategy=strategy, trainable=not lora_rank)
     return Role(
         model=model,
         sharding=wrapped,
@@ -173,11 +176,22 @@ def _actor(view: View, launch: Launch, strategy: str, lora_rank: int) -> Role:
         update_head=_head(view, launch, entropy=with_entropy, packed=packed),
         forward_tokens=forward.tokens(),
         update_tokens=update.tokens(),
+        sequence_parallel=update.sequence_parallel,
+        forward_image_tokens=_image_tokens(view, launch, model, forward),
+        update_image_tokens=_image_tokens(view, launch, model, update),
+        trains_vision=tower.has_gradients,
         accumulates=update.accumulates(),
         moved_output=update.moves_output,
         unsharded_gradients=view.flag(f"{section}.use_no_sync_for_gradient_accumulation", False),
         keeps_root=_keeps_root(view, launch, section),
     )
+
+
+def _image_tokens(view: View, launch: Launch, model: ModelSpec, batch: Batch) -> int:
+    if model.vision is None:
+        return 0
+    prompt = view.integer("data.max_prompt_length", 512)
+    return batch.image_tokens(prompt=images.per_prompt(launch.settings.lengths, prompt))
 
 
 def _head(view: View, launch: Launch, *, entropy: bool, packed: bool) -> Head:
@@ -216,6 +230,8 @@ def _reference(view: View, launch: Launch, actor: Role, strategy: str, lora_rank
         cpu_policy=actor.cpu_policy if lora_rank else True,
         forward_head=_head(view, launch, entropy=False, packed=packed),
         forward_tokens=forward.tokens(),
+        sequence_parallel=forward.sequence_parallel,
+        forward_image_tokens=_image_tokens(view, launch, model, forward),
         keeps_root=not lora_rank and _keeps_root(view, launch, section),
     )
 
@@ -249,6 +265,9 @@ def _critic(view: View, launch: Launch) -> Role:
         update_head=Head(vocabulary=False),
         forward_tokens=forward.tokens(),
         update_tokens=update.tokens(),
+        sequence_parallel=update.sequence_parallel,
+        forward_image_tokens=_image_tokens(view, launch, model, forward),
+        update_image_tokens=_image_tokens(view, launch, model, update),
         accumulates=update.accumulates(),
         moved_output=update.moves_output,
         unsharded_gradients=view.flag(f"{section}.use_no_sync_for_gradient_accumulation", False),

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator
 from hydra_plugins.memfit.base.units import ceil_div
 from hydra_plugins.memfit.frameworks.verl.batches import PassKeys
 from hydra_plugins.memfit.frameworks.verl.checks import fused_over_fsdp2
+from hydra_plugins.memfit.frameworks.verl.images import assumed, not_counted
 from hydra_plugins.memfit.frameworks.verl.micro_batches import batch_knobs, divisors
 from hydra_plugins.memfit.frameworks.verl.supervised_read import TORCHRUN, Launch, whole_sequence
 from hydra_plugins.memfit.frameworks.verl.surroundings import ulysses_sizes
@@ -206,10 +207,10 @@ def notes(launch: Launch) -> tuple[str, ...]:
             f"{launch.entry} averages the loss over each micro-batch: other micro-batches weight the tokens slightly "
             "differently, as another number of GPUs does."
         )
-    if launch.model.vision_parameters:
-        lines.append(
-            f"{launch.model.name} has a vision tower: its weights are counted, the activations of images are not."
-        )
+    if launch.model.vision_parameters and launch.model.vision is None:
+        lines.append(not_counted(launch.model))
+    elif launch.model.vision and launch.context.settings.lengths.image is None:
+        lines.append(assumed(launch.model, "data.max_length", launch.max_length))
     if launch.view.flag("model.use_liger", False):
         lines.append("model.use_liger=true is not counted: Liger's kernels need less than predicted.")
     return tuple(lines)

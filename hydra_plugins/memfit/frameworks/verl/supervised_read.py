@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from hydra_plugins.memfit.base.errors import ConfigError, NotModelled
 from hydra_plugins.memfit.base.units import ceil_div
-from hydra_plugins.memfit.frameworks.verl import defaults, supervised_keys, surroundings
+from hydra_plugins.memfit.frameworks.verl import defaults, images, supervised_keys, surroundings
 from hydra_plugins.memfit.frameworks.verl.checks import ALLOCATOR_VARIABLES, EXPANDABLE, has_flash_attention
 from hydra_plugins.memfit.frameworks.verl.read import FSDP_STRATEGIES, master_bytes
 from hydra_plugins.memfit.frameworks.verl.supervised_keys import LEGACY, Keys
@@ -169,6 +169,7 @@ def _role(launch: Launch) -> Role:
     sites = (*model.lora_sites, *(model.expert_lora_sites if launch.behaviour.expert_linears else ()))
     rank = launch.lora_rank
     head = _legacy_head(launch) if launch.is_legacy else _engine_head(launch)
+    image = images.per_prompt(launch.context.settings.lengths, launch.max_length) if model.vision else 0
     return Role(
         model=model,
         sharding=_sharding(launch),
@@ -183,6 +184,8 @@ def _role(launch: Launch) -> Role:
         update_head=head,
         forward_tokens=batch.tokens(),
         update_tokens=batch.tokens(),
+        sequence_parallel=batch.sequence_parallel,
+        update_image_tokens=batch.image_tokens(prompt=image),
         accumulates=batch.accumulates(),
         unsharded_gradients=view.flag("engine.use_no_sync_for_gradient_accumulation", False),
     )

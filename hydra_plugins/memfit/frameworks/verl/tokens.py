@@ -55,6 +55,20 @@ class Batch:
         group = min(self._padded_group() if not self.packed else self._budget_group(), everything)
         return self._on_a_rank(max(group, min(self.longest, everything)))
 
+    def image_tokens(self, *, prompt: int) -> int:
+        """
+        Return the image tokens of the largest micro-batch, of all ranks that share it, where one prompt has ``prompt`` at most.
+
+        A micro-batch by tokens may hold many short sequences: all of a rank's, where their mean length is not known.
+        """
+        everything = self.tokens() * self.sequence_parallel
+        if not self.dynamic:
+            sequences = self.local_sequences if self.micro_batch is None else self.micro_batch
+        else:
+            mean = self.lengths.mean
+            sequences = self.local_sequences if mean is None else ceil_div(everything, mean)
+        return min(everything, min(sequences, self.local_sequences) * prompt)
+
     def _on_a_rank(self, tokens: int) -> int:
         return max(1, ceil_div(round_up(tokens, self.pad_to), self.sequence_parallel))
 
