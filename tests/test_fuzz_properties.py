@@ -52,7 +52,7 @@ def test_a_plan_fits_touches_no_pin_and_is_the_same_twice(case: Case) -> None:
 
 
 @FEW
-@given(case=valid.cases(goals=("fit",)))
+@given(case=valid.cases())
 def test_planning_a_plan_changes_nothing_more(case: Case) -> None:
     """The planned values, asked for, fit as they are and stay as they are."""
     plan = plan_of(case)
@@ -83,15 +83,13 @@ def test_more_shards_never_need_more(case: Case, gpus: int) -> None:
 
 
 @FEW
-@given(case=valid.cases(goals=("fit",)), more_gib=st.integers(1, 64))
+@given(case=valid.cases(), more_gib=st.integers(1, 64))
 def test_a_larger_budget_is_never_planned_slower(case: Case, more_gib: int) -> None:
     """On a larger GPU the same launch has a plan too, and spends no dearer knob than on the smaller one."""
     small = plan_of(case)
     larger = valid.with_capacity(case, small.problem.hardware.capacity_bytes + (more_gib << 30))
 
-    large = fuzz.planned(fuzz.launch(larger))
-
-    assert valid.slowness(large) <= valid.slowness(small)
+    assert valid.slower(fuzz.planned(fuzz.launch(larger)), small) == ""
 
 
 def test_the_requested_value_is_tried_before_a_slower_one() -> None:

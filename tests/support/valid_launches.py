@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from hypothesis import strategies as st
 
-from hydra_plugins.memfit.planning.problem import Change, Plan
+from hydra_plugins.memfit.planning.problem import SOLVE, Change, Knob, Plan
 from support import fuzz
 from support.fuzz import Case
 
@@ -114,23 +115,47 @@ def with_capacity(case: Case, capacity_bytes: int) -> Case:
     return replace(case, settings=tuple(own.items()))
 
 
-def slowness(plan: Plan) -> tuple[float, ...]:
-    """Where each neutral knob stands between its fastest value and its slowest, the most expensive knob first.
+def slower(plan: Plan, other: Plan) -> str:
+    """Return what makes ``plan`` slower than ``other``, a plan of the same launch: the dearest knob in which they differ.
 
-    Plans of one launch compare as these tuples do.
+    Empty where nothing does. Under ``memfit.goal=fit`` what was asked for is no loss, and nor is anything faster.
     """
-    changed = {change.key: change.new for change in plan.changes}
-    places: dict[str, float] = {}
-    for knob in sorted(plan.problem.knobs, key=lambda k: -k.cost):
-        if knob.kind == "neutral":
-            ladder = list(dict.fromkeys((*knob.fast, knob.requested, *knob.candidates)))
-            value = changed.get(knob.key, knob.requested)
-            place = ladder.index(value) if value in ladder else _above(value, ladder)
-            places[knob.key] = max(places.get(knob.key, 0), place)
-    return tuple(places.values())
+    knobs = sorted((*plan.problem.knobs, *other.problem.knobs), key=lambda knob: -knob.cost)
+    for key in dict.fromkeys(knob.key for knob in knobs if knob.kind == "neutral"):
+        same = [knob for knob in knobs if knob.key == key]
+        mine, others = _loss(plan, same), _loss(other, same)
+        if not _alike(mine, others, same):
+            said = f"{key}={_planned(plan, same[0])} where the other plan has {_planned(other, same[0])}"
+            return said if mine > others else ""
+    return ""
 
 
-def _above(value: object, ladder: list[object]) -> int:
-    """Return the place of a number that the estimate chose between the steps of a ladder, on which larger is faster."""
-    assert isinstance(value, (int, float))
-    return sum(isinstance(step, (int, float)) and step > value for step in ladder)
+def _planned(plan: Plan, knob: Knob) -> Any:
+    return {change.key: change.new for change in plan.changes}.get(knob.key, knob.requested)
+
+
+def _alike(mine: float, others: float, knobs: list[Knob]) -> bool:
+    """Whether two losses are one: a solved share is rounded to a hundredth of each GPU."""
+    return mine == others or (
+        SOLVE in knobs[0].candidates and abs(mine - others) <= 2 * max(abs(mine), abs(others), 1) / 100
+    )
+
+
+def _loss(plan: Plan, knobs: list[Knob]) -> float:
+    """Return how slow the planned value of a knob is: more is slower."""
+    value, asked = _planned(plan, knobs[0]), knobs[0].requested
+    if plan.problem.settings.goal == "fit":
+        return 0.0 if value == asked else max(0.0, _place(value, knobs) - _place(asked, knobs))
+    share = SOLVE in knobs[0].candidates  # of two GPUs: what counts is the bytes
+    return _place(value, knobs) * (plan.problem.hardware.capacity_bytes if share else 1)
+
+
+def _place(value: Any, knobs: list[Knob]) -> float:
+    """Return a number for a knob's value, larger where it is slower, and the same whatever the size of the GPU."""
+    ladder = [*(v for k in knobs for v in k.fast), knobs[0].requested, *(v for k in knobs for v in k.candidates)]
+    if value is None:
+        return -math.inf
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return ladder.index(value)
+    numbers = [v for v in ladder if isinstance(v, (int, float))]
+    return -value if SOLVE in ladder or numbers[0] > numbers[-1] else value

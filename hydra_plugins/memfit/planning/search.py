@@ -4,7 +4,8 @@
    that are unset and needed start at the fastest.
 2. Go through the knobs in the order of their cost. A knob is turned only if that lowers what does not fit, and only as
    far as it helps. As long as something was turned and the launch still does not fit, go through them again.
-3. Go back from the most expensive knob to the cheapest and undo as much of each as still fits.
+3. Go back from the most expensive knob to the cheapest and undo as much of each as still fits, if need be with cheaper ones
+   spent in its place: they are given back after it.
 
 Each step is deterministic: every process of one launch that plans gets the same plan.
 """
@@ -12,7 +13,7 @@ Each step is deterministic: every process of one launch that plans gets the same
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from hydra_plugins.memfit.base.errors import ConfigError, NoPlanFits
 from hydra_plugins.memfit.base.units import gib
@@ -55,126 +56,158 @@ def make_plan(problem: Problem, pinned: Iterable[str] = ()) -> Plan:
     raise NoPlanFits(_refusal(plan), plan)
 
 
+@dataclass(frozen=True, slots=True)
+class _Ladder:
+    """The values that one knob can take in a search."""
+
+    knob: Knob
+    begin: object
+    """Where the search begins: the requested value, or the fastest."""
+    rungs: list[object]
+    """The values of the key from ``begin`` to its slowest, through all the knobs that it has."""
+    first: int
+    """The rung that this knob starts from; the ones above are cheaper knobs'."""
+    last: int
+    """Its slowest rung."""
+
+    def now(self, values: Mapping[str, object]) -> object:
+        """Return the value of the key."""
+        return values.get(self.knob.key, self.knob.requested)
+
+    def slower(self, values: Mapping[str, object]) -> list[object]:
+        """Return this knob's values below the present one, fastest first."""
+        now = self.now(values)
+        if now in self.rungs:
+            return self.rungs[max(self.first, self.rungs.index(now)) + 1 : self.last + 1]
+        return [
+            v for v in self.knob.candidates if isinstance(v, int) and isinstance(now, int) and v < now
+        ]  # a companion's
+
+    def faster(self, values: Mapping[str, object]) -> list[object]:
+        """Return the values to which this knob can be taken back, fastest first; none where it is not turned."""
+        now = self.now(values)
+        place = self.rungs.index(now) if now in self.rungs else 0
+        return self.rungs[self.first : place] if self.first < place <= self.last else []
+
+
+def _ladders(knobs: Iterable[Knob], start: Mapping[str, object]) -> list[_Ladder]:
+    rungs: dict[str, list[object]] = {}
+    spans = []
+    for knob in knobs:
+        begin = start.get(knob.key, knob.requested)
+        known = rungs.setdefault(knob.key, [begin])
+        steps = _steps(knob)
+        below = steps[steps.index(begin) :] if begin in steps else knob.candidates
+        first = len(known) - 1
+        known += [value for value in below if value not in known]
+        spans.append((knob, begin, known, first, len(known) - 1))
+    return [_Ladder(*span) for span in spans]
+
+
 class _Search:
-    """One descent through the knobs of a problem."""
+    """One descent through the knobs of a problem, and the way back."""
 
     def __init__(self, problem: Problem, pins: frozenset[str], *, semantic: bool) -> None:
         self.problem = problem
         kinds = ("neutral", "semantic") if semantic else ("neutral",)
         fixed = {change.key: change.new for change in problem.fixes}
         free = (_fixed(k, fixed) for k in problem.knobs if k.key not in pins and k.kind in kinds)
-        knobs = [_within(k, problem, pins) for k in free]
-        self.knobs = sorted(knobs, key=lambda k: (k.kind == "semantic", k.cost))
-        self.values: dict[str, object] = {}
-        self.turned: list[tuple[Knob, object, dict[str, object]]] = []
-        """Knobs that were spent: the knob, its value before, and all values before."""
+        knobs = sorted((_within(k, problem, pins) for k in free), key=lambda k: (k.kind == "semantic", k.cost))
+        self.values = _start(knobs, fast=problem.settings.goal == "fast")
+        self.start = dict(self.values)
+        self.ladders = _ladders(knobs, self.start)
+        """Of each knob, the cheapest in speed first."""
         self.rejected: list[tuple[str, str]] = []
         self.estimate = problem.estimate(self.values)
 
     def run(self) -> None:
-        """Start, spend, give back, and put numbers where the estimate solved for them."""
-        self._start()
+        """Spend, give back, and put numbers where the estimate solved for them."""
         while not self.estimate.fits and self._pass():
             pass
         if self.estimate.fits:
             self._give_back()
-        self._settle()
+        solved = dict(self.estimate.solved)
+        self._take({key: solved[key] if value is SOLVE else value for key, value in self.values.items()})
 
+    def _take(self, values: dict[str, object]) -> None:
+        self.values, self.estimate = values, self.problem.estimate(values)
+
+    def _moved(self, values: Mapping[str, object], ladder: _Ladder, value: object) -> dict[str, object]:
+        """Return ``values`` with one knob at another value; the companions of the old one leave, those of the new one come."""
+        knob, now = ladder.knob, ladder.now(values)
+        left = (knob.key, *(_companions(knob, now) if now != ladder.begin else ()))
+        moved = {key: other for key, other in values.items() if key not in left}
+        moved |= {key: self.start[key] for key in left if key in self.start}
+        return moved if value == ladder.begin else {**moved, **_companions(knob, value), knob.key: value}
+
+    # -- down ---------------------------------------------------------------------------------------------------------
     def _pass(self) -> bool:
         """Go through the knobs once; whether any was turned. What helped nothing before may help after another knob."""
-        turned = len(self.turned)
         self.rejected = []
-        for knob in self.knobs:
+        turned = False
+        for ladder in self.ladders:
             if self.estimate.fits:
                 break
-            self._spend(knob)
-        return len(self.turned) > turned
+            turned = self._spend(ladder) or turned
+        return turned
 
-    def _with(self, knob: Knob, value: object) -> dict[str, object]:
-        """The values with one knob set; its companions follow, and leave when it goes back to the request."""
-        values = {**self.values, knob.key: value}
-        if knob.companions is None:
-            return values
-        for key, companion in knob.companions(value).items():
-            values[key] = companion
-        return values
-
-    def _try(self, knob: Knob, value: object) -> Estimate:
-        return self.problem.estimate(self._with(knob, value))
-
-    def _set(self, knob: Knob, value: object) -> None:
-        self.values = self._with(knob, value)
-        self.estimate = self.problem.estimate(self.values)
-
-    def _start(self) -> None:
-        for knob in self.knobs:
-            wanted = knob.fast if self.problem.settings.goal == "fast" else ()
-            if knob.requested is None and knob.required:
-                wanted = (*knob.fast, *knob.candidates)
-            if wanted and knob.key not in self.values:
-                self.values[knob.key] = wanted[0]
-        if self.values:
-            self.estimate = self.problem.estimate(self.values)
-
-    def _ladder(self, knob: Knob) -> list[object]:
-        """The knob's values below the one it has now."""
-        ladder = _steps(knob)
-        current = self.values.get(knob.key, knob.requested)
-        if current in ladder:
-            return ladder[ladder.index(current) + 1 :]
-        if any(turned.key == knob.key for turned, _, _ in self.turned):  # by another knob of this key, of another cost
-            return [v for v in knob.candidates if isinstance(v, int) and isinstance(current, int) and v < current]
-        return list(knob.candidates)
-
-    def _spend(self, knob: Knob) -> None:
-        ladder = self._ladder(knob)
-        if not ladder:
-            return
-        before = self.values.get(knob.key, knob.requested)
-        extreme = self._try(knob, ladder[-1])
+    def _spend(self, ladder: _Ladder) -> bool:
+        """Turn a knob as far as that lowers what does not fit; whether it did."""
+        slower = [self._moved(self.values, ladder, value) for value in ladder.slower(self.values)]
+        if not slower:
+            return False
+        extreme = self.problem.estimate(slower[-1])
         least = extreme.violation_bytes
         if least >= self.estimate.violation_bytes:
-            self.rejected.append((knob.key, "relieves no phase that does not fit"))
-            return
+            self.rejected.append((ladder.knob.key, "relieves no phase that does not fit"))
+            return False
         if self.estimate.host.fits and not extreme.host.fits:
-            self.rejected.append((knob.key, "the host's memory does not hold what it would move there"))
-            return
-        index = _first(len(ladder), lambda i: self._try(knob, ladder[i]).violation_bytes <= least)
-        kept = dict(self.values)
-        self._set(knob, ladder[index])
-        self.turned.append((knob, before, kept))
+            self.rejected.append((ladder.knob.key, "the host's memory does not hold what it would move there"))
+            return False
+        index = _first(len(slower), lambda i: self.problem.estimate(slower[i]).violation_bytes <= least)
+        self._take(slower[index])
+        return True
 
+    # -- and back -----------------------------------------------------------------------------------------------------
     def _give_back(self) -> None:
-        """Undo the knobs, most expensive first, as far as the launch still fits."""
-        for knob, before, kept in sorted(self.turned, key=lambda turn: (turn[0].kind == "neutral", -turn[0].cost)):
-            taken, ladder = self.values.get(knob.key), _steps(knob)
-            if taken is SOLVE or taken not in ladder or self._undone(knob, before, kept):
-                continue
-            start = ladder.index(before) + 1 if before in ladder else len(ladder) - len(knob.candidates)
-            steps = ladder[start : ladder.index(taken)]
-            index = _first(len(steps) + 1, lambda i, k=knob, s=steps: i == len(s) or self._try(k, s[i]).fits)  # type: ignore[misc]
-            if index < len(steps):
-                self._set(knob, steps[index])
+        """Take each knob back as far as the launch still fits, the most expensive first, and spend cheaper ones for it.
 
-    def _undone(self, knob: Knob, before: object, kept: Mapping[str, object]) -> bool:
-        """Put a knob and its companions back to where they were, if the launch still fits."""
-        values = dict(self.values)
-        followers = () if knob.companions is None else tuple(knob.companions(self.values[knob.key]))
-        for key in (knob.key, *followers):
-            values.pop(key, None)
-            if key in kept:
-                values[key] = kept[key]
-        estimate = self.problem.estimate(values)
-        if estimate.fits:
-            self.values, self.estimate = values, estimate
-        return estimate.fits
+        Where a slower value never needs more memory, no plan is faster then in the order of the knobs.
+        """
+        for place, ladder in reversed(list(enumerate(self.ladders))):
+            self._raise(ladder, [])
+            self._raise(ladder, self.ladders[:place])
 
-    def _settle(self) -> None:
-        solved = dict(self.estimate.solved)
-        for key, value in list(self.values.items()):
-            if value is SOLVE:
-                self.values[key] = solved[key]
-        self.estimate = self.problem.estimate(self.values)
+    def _raise(self, ladder: _Ladder, spent: list[_Ladder]) -> None:
+        """Set a knob to its fastest value that fits while the knobs of ``spent`` are at their slowest."""
+        faster = [self._spent(self._moved(self.values, ladder, v), spent) for v in ladder.faster(self.values)]
+        if faster and self.problem.estimate(faster[-1]).fits:
+            index = _first(len(faster), lambda i: self.problem.estimate(faster[i]).fits)
+            self._take(faster[index])
+
+    def _spent(self, values: dict[str, object], ladders: list[_Ladder]) -> dict[str, object]:
+        """Return ``values`` with each knob at its slowest, where it is not slower already."""
+        for ladder in ladders:
+            if ladder.now(values) in ladder.rungs:
+                for value in ladder.slower(values)[-1:]:
+                    values = self._moved(values, ladder, value)
+        return values
+
+
+def _start(knobs: Iterable[Knob], *, fast: bool) -> dict[str, object]:
+    """Return what differs from the request before anything is spent: the fastest values, or those that are needed and unset."""
+    values: dict[str, object] = {}
+    for knob in knobs:
+        wanted = knob.fast if fast else ()
+        if knob.requested is None and knob.required:
+            wanted = (*knob.fast, *knob.candidates)
+        if wanted and knob.key not in values:
+            values |= {**_companions(knob, wanted[0]), knob.key: wanted[0]}
+    return values
+
+
+def _companions(knob: Knob, value: object) -> Mapping[str, object]:
+    return {} if knob.companions is None else knob.companions(value)
 
 
 def _steps(knob: Knob) -> list[object]:
