@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import product
 
 import pytest
 from hypothesis import given
@@ -185,6 +186,46 @@ def test_a_plan_fits_leaves_pins_alone_and_is_a_fixed_point(budget: int, host: i
     assert plan.estimate.fits and not pinned & {change.key for change in plan.changes}
     values = {change.key: change.new for change in plan.changes}
     assert predict(values, budget, host).fits
+
+
+def grid(savings: list[list[list[int]]], budget: int, asked: list[int], goal: str) -> Problem:
+    """A launch of three knobs; a step of one saves bytes in each of two moments, whose larger one is the peak of a phase."""
+
+    def estimate(values: Mapping[str, object]) -> Estimate:
+        places = [int(values.get(f"k{i}", asked[i])) for i in range(len(savings))]  # type: ignore[call-overload]
+        spent = [
+            [sum(s[moment] for s in steps[:p]) for moment in (0, 1)] for steps, p in zip(savings, places, strict=True)
+        ]
+        peak = max(100 - sum(knob[moment] for knob in spent) for moment in (0, 1))
+        breakdown = MemoryBreakdown(activations=max(peak, 0))
+        return Estimate(phases=(PhaseEstimate(name="update_actor", trainer=breakdown, budget_bytes=budget),))
+
+    ladders = [range(len(steps) + 1) for steps in savings]
+    knobs = tuple(
+        Knob(key=f"k{i}", requested=now, candidates=tuple(ladder[now + 1 :]), cost=i, fast=tuple(ladder[:now]))
+        for i, (ladder, now) in enumerate(zip(ladders, asked, strict=True))
+    )
+    return replace(problem(*knobs, settings=Settings(goal=goal)), estimate=estimate)
+
+
+@given(data=st.data(), goal=st.sampled_from(("fit", "fast")))
+def test_no_plan_is_faster_knob_by_knob(data: st.DataObject, goal: str):
+    """Of all assignments that fit the plan is the fastest, the dearest knob first: by trying every one of them."""
+    step = st.lists(st.integers(0, 30), min_size=2, max_size=2)
+    savings = data.draw(st.lists(st.lists(step, min_size=1, max_size=3), min_size=1, max_size=3))
+    asked = [data.draw(st.integers(0, len(steps))) for steps in savings]
+    launch = grid(savings, data.draw(st.integers(1, 110)), asked, goal)
+    begin = asked if goal == "fit" else [0] * len(asked)
+    ways = product(*(range(first, len(steps) + 1) for first, steps in zip(begin, savings, strict=True)))
+    fitting = [way for way in ways if launch.estimate({f"k{i}": place for i, place in enumerate(way)}).fits]
+
+    try:
+        new = {change.key: change.new for change in make_plan(launch).changes}
+    except NoPlanFits:
+        assert not fitting
+        return
+
+    assert tuple(new.get(f"k{i}", now) for i, now in enumerate(asked)) == min(fitting, key=lambda way: way[::-1])
 
 
 @given(budget=st.integers(700, 1500), more=st.integers(0, 500))

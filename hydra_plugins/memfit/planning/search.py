@@ -3,7 +3,7 @@
 1. Start from what the launch asks for (``goal=fit``) or from the fastest value of each neutral knob (``goal=fast``). Values
    that are unset and needed start at the fastest.
 2. Go through the knobs in the order of their cost. A knob is turned only if that lowers what does not fit, and only as
-   far as it helps. As long as something was turned and the launch still does not fit, go through them again.
+   far as it helps. As long as something was turned and the launch still does not fit, go through them again; at last, spend all.
 3. Go back from the most expensive knob to the cheapest and undo as much of each as still fits, if need be with cheaper ones
    spent in its place: they are given back after it.
 
@@ -124,6 +124,10 @@ class _Search:
         """Spend, give back, and put numbers where the estimate solved for them."""
         while not self.estimate.fits and self._pass():
             pass
+        if not self.estimate.fits:  # what no knob relieves alone: two moments of one phase
+            everything = self._spent(self.values, self.ladders)
+            if self.problem.estimate(everything).fits:
+                self._take(everything)
         if self.estimate.fits:
             self._give_back()
         solved = dict(self.estimate.solved)
