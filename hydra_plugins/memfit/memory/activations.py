@@ -137,9 +137,3 @@ def layer_forward_bytes(w: Widths) -> int:
 def position_bytes(w: Widths) -> int:
     """Return the inputs that live through a whole pass, per token: ids, positions (8 each), labels, and cos/sin of RoPE (4d)."""
     return 4 * w.d * w.rope_tables + 21 + 8 * w.position_numbers
-
-
-def body_saved_bytes(w: Widths, *, layers: int, checkpointing: bool) -> int:
-    """Return what the whole body has saved when the loss is reached, per token: the layers and the last norm (8h)."""
-    per_layer = checkpoint_bytes(w) if checkpointing else layer_saved_bytes(w)
-    return per_layer * layers + 8 * w.h + position_bytes(w)

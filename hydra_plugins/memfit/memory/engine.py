@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from hydra_plugins.memfit.base.units import ceil_div
 from hydra_plugins.memfit.memory.breakdown import MemoryBreakdown
-from hydra_plugins.memfit.memory.kv_cache import kv_bytes_per_token, paged_kv_bytes
+from hydra_plugins.memfit.memory.kv_cache import paged_kv_bytes
 from hydra_plugins.memfit.memory.overheads import (
     GRAPH_BYTES_PER_LAYER,
     SGLANG_GRAPH_BYTES_PER_LAYER,
@@ -160,12 +160,6 @@ def useful_kv_bytes(e: Engine) -> int:
             element_bytes=e.kv_bytes_per_element,
         ),
     )
-
-
-def kv_tokens(e: Engine, pool_bytes: int) -> int:
-    """Return how many tokens a KV pool holds."""
-    per_token = kv_bytes_per_token(e.model, tensor_parallel=e.tensor_parallel, element_bytes=e.kv_bytes_per_element)
-    return pool_bytes // max(1, per_token)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from hydra_plugins.memfit.base.units import GIB, ceil_div
 from hydra_plugins.memfit.frameworks.areal import read as r
 from hydra_plugins.memfit.frameworks.areal.read import FRACTIONS, Launch
+from hydra_plugins.memfit.frameworks.common_knobs import bf16_states, shorter, switch
 from hydra_plugins.memfit.frameworks.view import MISSING, View
 from hydra_plugins.memfit.memory import engine as engines
 from hydra_plugins.memfit.planning.concurrent import pool
@@ -57,14 +58,6 @@ def knobs(view: View, launch: Launch) -> tuple[Knob, ...]:
     return tuple(knob for knob in found if view.section(knob.key.split(".")[0]))
 
 
-def _switch(view: View, key: str, *, cost: int, why: str, default: bool = False, fast: bool = False) -> Iterator[Knob]:
-    """A flag that saves memory when it is on; ``fast``: switching it off is faster and memfit may do so."""
-    on = view.flag(key, default)
-    if not on or fast:
-        quick = (False,) if on else ()
-        yield Knob(key=key, requested=view.requested(key), candidates=(True,), cost=cost, why=why, fast=quick)
-
-
 # -- the server's share ---------------------------------------------------------------------------------------------
 def _share(view: View, launch: Launch) -> Iterator[Knob]:
     key = r.fraction_key(launch)
@@ -103,7 +96,7 @@ def _server(view: View, launch: Launch) -> Iterator[Knob]:
         return
     if r.turns(view):
         why = "the server can leave the GPU while the trainer works; without it its release frees nothing"
-        yield from _switch(view, "sglang.enable_memory_saver", cost=8, why=why)
+        yield from switch(view, "sglang.enable_memory_saver", cost=8, why=why)
     longest = view.integer("train_dataset.max_length", 0, minimum=0)
     now = view.integer("sglang.max_prefill_tokens", 32768)
     smaller = tuple(size for size in (4096, 2048) if longest <= size < now) if longest else ()
@@ -114,16 +107,16 @@ def _server(view: View, launch: Launch) -> Iterator[Knob]:
         view, launch, "sglang.max_running_requests", view.optional_integer("sglang.max_running_requests")
     )
     why = "no CUDA graphs: slower decoding"
-    yield from _switch(view, "sglang.disable_cuda_graph", cost=48, why=why)
+    yield from switch(view, "sglang.disable_cuda_graph", cost=48, why=why)
 
 
 def _vllm(view: View, launch: Launch) -> Iterator[Knob]:
     if r.turns(view):
         why = "the server can leave the GPU while the trainer works"
-        yield from _switch(view, "vllm.enable_sleep_mode", cost=8, why=why)
+        yield from switch(view, "vllm.enable_sleep_mode", cost=8, why=why)
     yield from _running(view, launch, "vllm.max_num_seqs", view.integer("vllm.max_num_seqs", 256))
     why = "no CUDA graphs: slower decoding"
-    yield from _switch(view, "vllm.enforce_eager", cost=48, why=why, default=launch.behaviour.vllm_eager)
+    yield from switch(view, "vllm.enforce_eager", cost=48, why=why, default=launch.behaviour.vllm_eager)
 
 
 def _running(view: View, launch: Launch, key: str, now: int | None) -> Iterator[Knob]:
@@ -148,7 +141,7 @@ def _training(view: View, launch: Launch) -> Iterator[Knob]:
         yield Knob(key=key, requested=view.requested(key), candidates=("bfloat16",), cost=15, why=why)
     if launch.behaviour.efficient_load and launch.section == "actor":
         why = "weights are read on one host and sent in pieces: a slower start, nothing else"
-        yield from _switch(view, f"{launch.section}.fsdp.memory_efficient_load", cost=14, why=why)
+        yield from switch(view, f"{launch.section}.fsdp.memory_efficient_load", cost=14, why=why)
     for section in _trained(view, launch):
         yield from _states(view, launch, section)
 
@@ -156,13 +149,13 @@ def _training(view: View, launch: Launch) -> Iterator[Knob]:
 def _states(view: View, launch: Launch, section: str) -> Iterator[Knob]:
     key, why = f"{section}.gradient_checkpointing", "one more forward pass instead of every layer's activations"
     if not r.checkpointing(view, launch, section) or view.raw(key) is not MISSING:
-        yield from _switch(view, key, cost=40, why=why, default=launch.behaviour.checkpointing, fast=True)
+        yield from switch(view, key, cost=40, why=why, default=launch.behaviour.checkpointing, back=True)
     adam = view.text(f"{section}.optimizer.type", "adam") == "adam"
     if launch.behaviour.layerwise_step and adam and section == "actor" and not r.turns(view):
         why = "Adam's states live on the host and visit the GPU layer by layer"
-        yield from _switch(view, f"{section}.fsdp.per_layer_optim_step", cost=54, why=why)
+        yield from switch(view, f"{section}.fsdp.per_layer_optim_step", cost=54, why=why)
     why = "parameters, gradients and Adam's states live on the host, and the optimizer step runs there"
-    yield from _switch(view, f"{section}.fsdp.offload_params", cost=60, why=why)
+    yield from switch(view, f"{section}.fsdp.offload_params", cost=60, why=why)
 
 
 def _tokens(view: View, launch: Launch, section: str) -> Iterator[Knob]:
@@ -202,13 +195,10 @@ def _handover(view: View, launch: Launch) -> Iterator[Knob]:
 # -- what is trained ------------------------------------------------------------------------------------------------
 def _semantic(view: View, launch: Launch) -> Iterator[Knob]:
     if launch.behaviour.storage_key and r.storage_bytes(view, launch, launch.section) == 4:
-        key, why = f"{launch.section}.optimizer_dtype", "states in bf16: half the memory, coarser updates"
-        yield Knob(key=key, requested=view.requested(key), candidates=("bfloat16",), cost=80, kind="semantic", why=why)
-    now = view.integer("gconfig.max_new_tokens", 16384)
-    shorter = tuple(size for size in (now * 3 // 4, now // 2, now // 4) if size >= 64)
-    if shorter and view.section("gconfig"):
-        key, why = "gconfig.max_new_tokens", "shorter responses"
-        yield Knob(key=key, requested=view.requested(key), candidates=shorter, cost=90, kind="semantic", why=why)
+        yield bf16_states(view, f"{launch.section}.optimizer_dtype", what="states")
+    if view.section("gconfig"):
+        key = "gconfig.max_new_tokens"
+        yield from shorter(view, key, view.integer(key, 16384), why="shorter responses")
 
 
 assert frozenset(FRACTIONS.values()) <= WRITABLE_KEYS

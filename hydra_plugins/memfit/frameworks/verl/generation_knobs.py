@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 
 from hydra_plugins.memfit.frameworks.verl import checks
-from hydra_plugins.memfit.frameworks.verl.generation_read import PPO_SECTION, Launch, engine_name
+from hydra_plugins.memfit.frameworks.verl.generation_read import PPO_SECTION, Launch
 from hydra_plugins.memfit.frameworks.verl.versions import parse
 from hydra_plugins.memfit.frameworks.view import unpinned
 from hydra_plugins.memfit.planning.problem import SOLVE, Change, Knob
@@ -138,7 +138,7 @@ def _missing_key(launch: Launch) -> str:
 def _expandable(launch: Launch) -> str:
     """The allocator setting that torch's own OOM message recommends, and that breaks vLLM's memory pool."""
     pooled = launch.is_server or launch.view.flag("rollout.free_cache_engine", True)
-    name = engine_name(launch.view, f"{PPO_SECTION}." if launch.is_server else "")
+    name = launch.engine
     if name != "vllm" or not pooled or parse(launch.engine_version)[:2] > checks.EXPANDABLE_REFUSED:
         return ""
     for variable in checks.ALLOCATOR_VARIABLES:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from hydra_plugins.memfit.base.errors import ConfigError, NotModelled
 from hydra_plugins.memfit.base.units import ceil_div
 from hydra_plugins.memfit.frameworks.verl import defaults, surroundings
+from hydra_plugins.memfit.frameworks.verl.engines import engine_name
 from hydra_plugins.memfit.frameworks.verl.versions import engine_share, parse
 from hydra_plugins.memfit.frameworks.view import View
 from hydra_plugins.memfit.memory import engine as engines
@@ -39,6 +40,11 @@ class Launch(surroundings.EntryLaunch):
 
     engine_version: str
     is_server: bool
+
+    @property
+    def engine(self) -> str:
+        """Name of the inference engine."""
+        return _engine_name(self.view, is_server=self.is_server)
 
     @property
     def hands_over(self) -> bool:
@@ -114,7 +120,7 @@ def read_launch(view: View, context: Context) -> Launch:
             f"verl {version} has no {entry} that memfit knows; releases that have one: {', '.join(known)}. Name yours with "
             f"memfit.framework_version={known[-1]}."
         )
-    engine = engine_name(view, section)
+    engine = _engine_name(view, is_server=is_server)
     _refuse_unmodelled(view, section, is_server=is_server)
     gpus, nodes = surroundings.gpus(view, context)
     return Launch(
@@ -130,16 +136,8 @@ def read_launch(view: View, context: Context) -> Launch:
     )
 
 
-def engine_name(view: View, section: str) -> str:
-    """Return the inference engine; the framework's own ??? reads as vLLM."""
-    key = f"{section}rollout.name"
-    name = view.text(key, "vllm").removesuffix("_async")
-    if name not in defaults.ENGINES:
-        raise NotModelled(
-            f"{key}={name}: memfit models generation with vllm and sglang. Set {key}=vllm, or go on unplanned with "
-            "memfit.strict=false."
-        )
-    return name
+def _engine_name(view: View, *, is_server: bool) -> str:
+    return engine_name(view, f"{PPO_SECTION}.rollout" if is_server else "rollout", why="generation")
 
 
 def _refuse_unmodelled(view: View, section: str, *, is_server: bool) -> None:
@@ -201,7 +199,7 @@ def _engine(launch: Launch) -> Engine:
     fraction_key = launch.key("gpu_memory_utilization")
     is_solved = view.raw(fraction_key) is SOLVE
     asked = view.composed(fraction_key)
-    name = engine_name(view, f"{PPO_SECTION}." if launch.is_server else "")
+    name = launch.engine
     batched = launch.number("max_num_batched_tokens", 8192)
     element = 4 if view.text(launch.key("dtype"), "bfloat16") in ("float32", "fp32", "float") else 2
     return Engine(

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from hydra_plugins.memfit.base.units import ceil_div, round_up
+from hydra_plugins.memfit.frameworks.common_knobs import bf16_states, host_policy, shorter, switch
 from hydra_plugins.memfit.frameworks.verl import batches, engines, others
 from hydra_plugins.memfit.frameworks.verl import read as r
 from hydra_plugins.memfit.frameworks.verl.batches import uses_reference
@@ -34,10 +35,8 @@ def knobs(view: View, launch: Launch) -> tuple[Knob, ...]:
 
 def _switch(view: View, key: str, *, cost: int, why: str, default: bool = False) -> Iterator[Knob]:
     """A flag that saves memory when it is on; where it is on, switching it off is faster."""
-    if not view.section(key.rpartition(".")[0]):
-        return
-    fast = (False,) if view.flag(key, default) else ()
-    yield Knob(key=key, requested=view.requested(key), candidates=(True,), cost=cost, why=why, fast=fast)
+    if view.section(key.rpartition(".")[0]):
+        yield from switch(view, key, cost=cost, why=why, default=default, back=True)
 
 
 def _saver(view: View, key: str, *, cost: int, why: str, default: bool = False) -> Iterator[Knob]:
@@ -263,38 +262,24 @@ def _host_policy(view: View) -> Iterator[Knob]:
 
 
 def _policy(view: View, key: str, strategies: list[str], whose: str, *, cost: int) -> Iterator[Knob]:
-    if not view.has(key) or view.flag(key, False):
-        return
-    yield Knob(
-        key=key,
-        requested=view.requested(key),
-        candidates=(True,),
-        cost=cost,
-        why=f"{whose} parameters, gradients and optimizer live on the host, and the optimizer step runs there",
-        companions=lambda value: dict.fromkeys(strategies, "fsdp2") if value else {},
-    )
+    if view.has(key) and not view.flag(key, False):
+        yield host_policy(view, key, cost=cost, whose=f"{whose} ", follow=dict.fromkeys(strategies, "fsdp2"))
 
 
 # -- what is trained ------------------------------------------------------------------------------------------------
 def _semantic(view: View, launch: Launch) -> Iterator[Knob]:
     key = f"{ACTOR}.fsdp_config.model_dtype"
     if view.has(key) and r.master_bytes(view, f"{ACTOR}.fsdp_config") == 4:
-        why = "parameters, gradients and moments in bf16: half the memory, coarser updates"
-        yield Knob(key=key, requested=view.requested(key), candidates=("bfloat16",), cost=80, kind="semantic", why=why)
-    key, now = "data.max_response_length", view.integer("data.max_response_length", 512)
-    shorter = tuple(length for length in (now * 3 // 4, now // 2, now // 4) if length >= 64)
-    if shorter:
-        why = "shorter responses"
-        yield Knob(
-            key=key,
-            requested=view.requested(key),
-            candidates=shorter,
-            cost=90,
-            kind="semantic",
-            why=why,
-            companions=lambda value: _shorter(view, launch, value),
-            companions_required=False,
-        )
+        yield bf16_states(view, key)
+    key = "data.max_response_length"
+    yield from shorter(
+        view,
+        key,
+        view.integer(key, 512),
+        why="shorter responses",
+        companions=lambda value: _shorter(view, launch, value),
+        companions_required=False,
+    )
 
 
 def _shorter(view: View, launch: Launch, length: object) -> dict[str, object]:

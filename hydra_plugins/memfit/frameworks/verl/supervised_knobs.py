@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 
 from hydra_plugins.memfit.base.units import ceil_div
+from hydra_plugins.memfit.frameworks.common_knobs import bf16_states, host_policy, shorter, switch
 from hydra_plugins.memfit.frameworks.verl.batches import PassKeys
 from hydra_plugins.memfit.frameworks.verl.checks import fused_over_fsdp2
 from hydra_plugins.memfit.frameworks.verl.images import assumed, not_counted
@@ -57,13 +58,8 @@ def knobs(launch: Launch) -> Iterator[Knob]:
 def _switch(
     launch: Launch, key: str, cost: int, why: str, *, default: bool = False, back: bool = True
 ) -> Iterator[Knob]:
-    """A flag that saves memory when it is on; ``back``: where it is on, it may be switched off for speed."""
-    if not launch.view.has(key):
-        return
-    on = launch.view.flag(key, default)
-    if not on or back:
-        fast = (False,) if on else ()
-        yield Knob(key=key, requested=launch.view.requested(key), candidates=(True,), cost=cost, why=why, fast=fast)
+    if launch.view.has(key):
+        yield from switch(launch.view, key, cost=cost, why=why, default=default, back=back)
 
 
 def _memory_for_compute(launch: Launch) -> Iterator[Knob]:
@@ -116,34 +112,17 @@ def _host(launch: Launch) -> Iterator[Knob]:
     follow: dict[str, object] = {strategy: "fsdp2"}
     if launch.is_legacy:
         follow = {strategy: "fsdp", "model.fsdp_config.offload_params": True}
-    yield Knob(
-        key=key,
-        requested=launch.view.requested(key),
-        candidates=(True,),
-        cost=60,
-        why="parameters, gradients and optimizer live on the host, and the optimizer step runs there",
-        companions=lambda value: follow if value else {},
-    )
+    yield host_policy(launch.view, key, cost=60, whose="", follow=follow)
 
 
 def _semantic(launch: Launch) -> Iterator[Knob]:
     view, key = launch.view, f"{launch.keys.section}.model_dtype"
     if view.text(key, "fp32") in ("fp32", "float32"):
-        why = "parameters, gradients and moments in bf16: half the memory, coarser updates"
-        yield Knob(key=key, requested=view.requested(key), candidates=("bfloat16",), cost=80, kind="semantic", why=why)
-    key, now = "data.max_length", launch.max_length
-    shorter = tuple(length for length in (now * 3 // 4, now // 2, now // 4) if length >= 64)
+        yield bf16_states(view, key)
+    now = launch.max_length
     cut = {"data.truncation": "right"} if view.text("data.truncation", "error") == "error" else {}
-    if shorter:
-        yield Knob(
-            key=key,
-            requested=view.requested(key),
-            candidates=shorter,
-            cost=90,
-            kind="semantic",
-            why="longer sequences are cut",
-            companions=lambda value: cut if value != now else {},
-        )
+    why = "longer sequences are cut"
+    yield from shorter(view, "data.max_length", now, why=why, companions=lambda value: cut if value != now else {})
 
 
 # -- what verl would refuse -----------------------------------------------------------------------------------------
