@@ -172,6 +172,15 @@ def test_batches_that_cannot_be_shared_out_stop_the_launch(values: dict[str, Any
         make_plan(problem(values, version=version))
 
 
+def test_an_engine_in_pipeline_stages_is_refused_by_name():
+    """verl raises for it, whatever the size, in each release that reads the key; before 0.6 nothing does."""
+    key = f"{ROLLOUT}.pipeline_model_parallel_size"
+    with pytest.raises(ConfigError, match=rf"{key}=2: verl 0.9.1 has no engine in pipeline stages.*Write {key}=1"):
+        make_plan(problem({**DYNAMIC, key: 2}))
+    assert problem({**DYNAMIC, key: 1}).blockers == ()
+    assert problem({**DYNAMIC, key: 2}, version="0.5.0").blockers == ()
+
+
 def test_a_global_micro_batch_divides_the_prompts_of_a_mini_batch():
     """verl checks ppo_mini_batch_size, which counts prompts, against the deprecated global key."""
     whole = f"{ACTOR}.ppo_micro_batch_size"

@@ -162,7 +162,19 @@ def blockers(view: View, launch: Launch, context: Context) -> tuple[str, ...]:
             "sequence parallelism on padded batches."
         )
     found += [*_indivisible(view, launch), *placement.blockers(view, launch.placement, launch.version)]
-    return (*found, *_small_bucket(view, launch))
+    return (*found, *_pipelined(view, launch), *_small_bucket(view, launch))
+
+
+def _pipelined(view: View, launch: Launch) -> list[str]:
+    """Engines in pipeline stages: verl's ``RolloutConfig`` raises (workers/config/rollout.py, 0.6 to 0.9)."""
+    sections = (ROLLOUT, *(other.section for other in others.others(view, launch)))
+    keys = [f"{section}.pipeline_model_parallel_size" for section in sections if parse(launch.version) >= (0, 6)]
+    return [
+        f"{key}={view.raw(key)}: verl {launch.version} has no engine in pipeline stages and refuses to start. Write {key}=1; "
+        f"{key.replace('pipeline_model', 'tensor_model')} spreads an engine over GPUs."
+        for key in keys
+        if view.integer(key, 1) > 1
+    ]
 
 
 def _small_bucket(view: View, launch: Launch) -> list[str]:
