@@ -25,8 +25,9 @@ CHUNKS = [(None, None), (1, 1), (1, 3), (2, 4), (3, 2), (4, 7), (9, 9)]
 @pytest.fixture(scope="module")
 def model() -> Iterator[Any]:
     """A two-layer Llama in fp32 whose weights come from a fixed seed."""
-    torch = pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
+    import torch
+    import transformers
+
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -133,7 +134,8 @@ class TestSampling:
 
     def test_draws_follow_the_softmax(self) -> None:
         """The share of each token is its probability, within four standard deviations of 20000 draws."""
-        torch = pytest.importorskip("torch")
+        import torch
+
         scores = torch.tensor([2.0, 1.0, 0.0, -1.0, float("-inf")])
         count = 20_000
         drawn = OwnDraws([sequence_seed(0, 0, i) for i in range(count)], "cpu")(None, scores.repeat(count, 1))
@@ -294,7 +296,8 @@ class TestOutOfMemory:
 
     def test_allocator_errors_are_recognised(self) -> None:
         """The CPU allocator's own error, torch's, and Python's count; an ordinary RuntimeError does not."""
-        torch = pytest.importorskip("torch")
+        import torch
+
         with pytest.raises(RuntimeError) as caught:
             torch.empty(1 << 60, dtype=torch.uint8)
 

@@ -63,7 +63,6 @@ def _held(micro_batch_size: int, chunk_size: int) -> int:
 @pytest.mark.verl
 def test_data_set_is_the_same_in_the_planned_chunks(tmp_path: Path) -> None:
     """Without memfit all at once; with other processes on the GPU one question and five answers at once: one data set."""
-    pytest.importorskip("torch")
     (tmp_path / "whole").mkdir()
     (tmp_path / "parts").mkdir()
     said, whole = _run(tmp_path / "whole")

@@ -29,7 +29,6 @@ OPTIONS: list[dict[str, Any]] = [
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "-".join(map(str, options)) or "default")
 def test_first_and_last_steps_without_data_hold_the_peak_of_the_whole_run(model: str, options: dict[str, Any]) -> None:
     """A real run of every step on real tensors peaks where two short runs without data say that it does."""
-    pytest.importorskip("transformers", minversion="5.0")
     from support.generation_tracer import Case, trace
 
     case = Case(model=model, **{"rows": 4, "prompt": 40, "new": 24, "dtype": "float32", **options})
@@ -44,7 +43,6 @@ def test_first_and_last_steps_without_data_hold_the_peak_of_the_whole_run(model:
 @pytest.mark.slow
 def test_stored_rows_are_what_the_tracer_computes() -> None:
     """Every twelfth stored row is traced again and must be the same to the byte, on the versions that it names."""
-    pytest.importorskip("transformers")
     import torch
     import transformers
 

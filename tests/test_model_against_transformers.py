@@ -34,8 +34,9 @@ IGNORE_HEAD_DIM = {"olmoe", "qwen2_vl", "qwen2_5_vl", "glm4_moe_lite"}
 
 def build(config: Mapping[str, Any]) -> Any:
     """Return the model of ``config`` with no memory behind its parameters."""
-    torch = pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
+    import torch
+    import transformers
+
     model_type = ALIASES.get(config["model_type"], config["model_type"])
     keys = {key: value for key, value in config.items() if key not in ("model_type", "quantization_config")}
     made = transformers.AutoConfig.for_model(model_type, **_nested(keys) if FAMILIES[model_type].vision else keys)
@@ -82,7 +83,8 @@ def counted(model: Any) -> dict[str, Any]:
 
 
 def _linear_sites(model: Any) -> Iterator[tuple[tuple[int, int], int]]:
-    torch = pytest.importorskip("torch")
+    import torch
+
     sites: Counter[tuple[int, int]] = Counter()
     for name, module in model.named_modules():
         inside = "layers" in name.split(".") and "vision" not in name
@@ -177,7 +179,8 @@ def test_each_checkpoint_has_the_parameters_of_the_real_class(name: str) -> None
 @pytest.mark.parametrize("model_type", sorted(set(FAMILIES) - OWN_DEFAULTS))
 def test_missing_keys_take_the_defaults_of_the_class(model_type: str) -> None:
     """A key that config.json leaves out has the value that the installed transformers gives it."""
-    transformers = pytest.importorskip("transformers")
+    import transformers
+
     made = transformers.AutoConfig.for_model(model_type)
     text = made.get_text_config()
     ours = {k: v for k, v in CLASS_DEFAULTS[model_type].items() if k not in DERIVED and v is not None}

@@ -78,11 +78,9 @@ def _luminance(colour: str) -> float:
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 
-@pytest.mark.parametrize("library", ["plotly", "jinja2"])
+@pytest.mark.parametrize("library", ["jinja2", pytest.param("plotly", marks=pytest.mark.browser)])
 def test_a_missing_library_is_named_with_the_line_that_installs_it(library: str, tmp_path: Path) -> None:
     """Without the extra the page is refused in one sentence, and no half page is left."""
-    if library == "plotly":
-        pytest.importorskip("jinja2")
     answer = explain(tmp_path, *VERL, without=library)
     assert answer.returncode == 2 and answer.stdout == ""
     assert f"the page needs {library}" in answer.stderr and "pip install 'memfit[explain]'" in answer.stderr
@@ -128,9 +126,9 @@ def test_the_chapter_follows_the_launch(plan: Plan, page: str) -> None:
     assert formulas.chapter(plan).page == page
 
 
+@pytest.mark.browser
 def test_a_page_that_cannot_be_written_is_one_clear_error(tmp_path: Path) -> None:
     """A folder in the place of the file: the path, the reason, the way out, and nothing left behind."""
-    pytest.importorskip("plotly")
     answer = explain(tmp_path, *VERL, "-o", str(tmp_path))
     assert answer.returncode == 2 and "memfit explain -o FILE names another" in answer.stderr
     assert list(tmp_path.iterdir()) == []

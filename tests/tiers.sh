@@ -27,11 +27,12 @@ TIERS=(
   "megatron | 15 | megatron | TORCHDYNAMO_DISABLE=1 python -m pytest -m megatron"
 )
 
-# What each environment holds besides memfit and its test tools, one pip call a line.
+# What each environment holds besides memfit and its test tools, one pip call a line. Where stored traces and answers are
+# made again, versions are theirs: with others those tests would be skipped.
 env_quick() { :; }
 env_verl() {
   pip install -q torch==2.13.0
-  pip install -q verl==0.9.1 peft
+  pip install -q verl==0.9.1 transformers==5.10.4 peft==0.21.2
 }
 env_areal() {
   pip install -q torch==2.13.0 hydra-core==1.4.0.dev1 omegaconf==2.4.0.dev2 "transformers>=5.0.0,<=5.3.0" torchdata ray \
@@ -53,8 +54,8 @@ env_tpu() { pip install -q jax==0.8.2 libtpu==0.0.32; }
 
 env_peers() {
   pip install -q torch==2.13.0 setuptools wheel
-  pip install -q transformers accelerate
-  DS_BUILD_OPS=0 pip install -q --no-build-isolation deepspeed
+  pip install -q transformers==5.10.4 accelerate==1.15.0
+  DS_BUILD_OPS=0 pip install -q --no-build-isolation deepspeed==0.19.8
 }
 
 environment() { # name: make it if its recipe changed, then enter it

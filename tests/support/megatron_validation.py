@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import json
-import statistics
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +19,7 @@ from hydra_plugins.memfit.memory.megatron_pass import StagePass, VocabularyHead,
 from hydra_plugins.memfit.memory.trainer import peak
 from hydra_plugins.memfit.model.resolve import load
 from hydra_plugins.memfit.model.spec import ModelSpec
-from support.trainer_validation import Comparison
+from support.trainer_validation import Comparison, summary
 
 TRACES = Path(__file__).resolve().parents[1] / "data" / "megatron_traces.json"
 
@@ -133,18 +132,6 @@ def measured() -> Iterator[tuple[str, float, float, float, float]]:
 
 
 # -- the page -------------------------------------------------------------------------------------------------------
-def summary(found: list[Comparison]) -> dict[str, float]:
-    """Return the number of phases, the median and the worst error, and the extremes, as fractions."""
-    errors = sorted(abs(c.error) for c in found)
-    return {
-        "phases": len(errors),
-        "median": statistics.median(errors),
-        "p95": errors[int(0.95 * (len(errors) - 1))],
-        "lowest": min(c.error for c in found),
-        "highest": max(c.error for c in found),
-    }
-
-
 TRACED = """\
 `TORCHDYNAMO_DISABLE=1 PYTHONPATH=tests python -m tracer.megatron_data` builds one pipeline stage of real megatron-core modules
 (GPTModel with its tensor-parallel linears and checkpointing, Float16Module, vocab-parallel cross entropy, the contiguous
