@@ -118,27 +118,34 @@ def with_capacity(case: Case, capacity_bytes: int) -> Case:
 def slower(plan: Plan, other: Plan) -> str:
     """Return what makes ``plan`` slower than ``other``, a plan of the same launch: the dearest knob in which they differ.
 
-    Empty where nothing does. Under ``memfit.goal=fit`` what was asked for is no loss, and nor is anything faster.
+    Empty where nothing does. Under ``memfit.goal=fit`` what was asked for is no loss, and nor is anything faster. Shares that
+    are solved for come last: they take what the other knobs leave.
     """
-    knobs = sorted((*plan.problem.knobs, *other.problem.knobs), key=lambda knob: -knob.cost)
+    knobs = sorted((*plan.problem.knobs, *other.problem.knobs), key=lambda knob: (_is_share([knob]), -knob.cost))
     for key in dict.fromkeys(knob.key for knob in knobs if knob.kind == "neutral"):
         same = [knob for knob in knobs if knob.key == key]
         mine, others = _loss(plan, same), _loss(other, same)
-        if not _alike(mine, others, same):
+        if abs(mine - others) > (_SOLVED_STEP * max(_scale(plan, same), _scale(other, same)) if _is_share(same) else 0):
             said = f"{key}={_planned(plan, same[0])} where the other plan has {_planned(other, same[0])}"
             return said if mine > others else ""
     return ""
 
 
+_SOLVED_STEP = 0.02
+"""A solved share is rounded to a hundredth of its GPU, in each of two plans."""
+
+
+def _is_share(knobs: list[Knob]) -> bool:
+    return SOLVE in knobs[0].candidates
+
+
+def _scale(plan: Plan, knobs: list[Knob]) -> int:
+    """Return the unit of a loss: of shares of two GPUs the bytes count, but what was asked for is a share."""
+    return plan.problem.hardware.capacity_bytes if _is_share(knobs) and plan.problem.settings.goal == "fast" else 1
+
+
 def _planned(plan: Plan, knob: Knob) -> Any:
     return {change.key: change.new for change in plan.changes}.get(knob.key, knob.requested)
-
-
-def _alike(mine: float, others: float, knobs: list[Knob]) -> bool:
-    """Whether two losses are one: a solved share is rounded to a hundredth of each GPU."""
-    return mine == others or (
-        SOLVE in knobs[0].candidates and abs(mine - others) <= 2 * max(abs(mine), abs(others), 1) / 100
-    )
 
 
 def _loss(plan: Plan, knobs: list[Knob]) -> float:
@@ -146,8 +153,7 @@ def _loss(plan: Plan, knobs: list[Knob]) -> float:
     value, asked = _planned(plan, knobs[0]), knobs[0].requested
     if plan.problem.settings.goal == "fit":
         return 0.0 if value == asked else max(0.0, _place(value, knobs) - _place(asked, knobs))
-    share = SOLVE in knobs[0].candidates  # of two GPUs: what counts is the bytes
-    return _place(value, knobs) * (plan.problem.hardware.capacity_bytes if share else 1)
+    return _place(value, knobs) * _scale(plan, knobs)
 
 
 def _place(value: Any, knobs: list[Knob]) -> float:
