@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from hydra_plugins.memfit.cli.main import main
 from hydra_plugins.memfit.frameworks.areal import schema
 from support.hydra_app import ROOT
 
@@ -136,6 +137,22 @@ def test_the_dataclass_carries_the_plan(tmp_path: Path, hardware: str, environ: 
     assert set(changed) <= WRITABLE_KEYS
     if hardware != "h200":
         assert 0 < changed["sglang.mem_fraction_static"] < 0.8
+
+
+def test_the_config_that_areal_saves_is_read_beside_its_log(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`memfit diagnose` of a log needs nothing else: the saved config is the launch, with what ran in it."""
+    load(write(tmp_path, COMMON + SERVED, gpus=2, model=SMALL), "actor.mb_spec.max_tokens_per_mb=8192")
+    (saved,) = tmp_path.rglob("config.yaml")
+    log = saved.with_name("trainer.log")
+    log.write_text(
+        "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 44.42 GiB of "
+        "which 1.00 GiB is free.\n",
+        encoding="utf-8",
+    )
+    assert main(["diagnose", str(log), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["launch"], found["plan"]["framework_version"]) == ("config.yaml beside the log", "1.0.4")
+    assert found["hardware"] == "a40"
 
 
 @pytest.mark.parametrize("engine", ["sglang", "vllm"])
