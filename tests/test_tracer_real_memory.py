@@ -37,6 +37,8 @@ CASES: dict[str, dict[str, Any]] = {
     "critic, padded": {"role": "critic", "ranks": 2, "padded": True, "sequences": 4},
     "padded": {"padded": True, "sequences": 4, "temperature": 0.7, "update_entropy": True},
     "lora": {"lora_rank": 8, "ranks": 2},
+    "delta nets": {"model": "toy-delta", "ranks": 2},
+    "delta nets, all kept": {"model": "toy-delta", "strategy": "fsdp2", "ranks": 2, "checkpointing": False},
     "experts": {"model": "toy-moe", "ranks": 2, "compute_dtype": "bf16"},
 }
 

@@ -104,7 +104,7 @@ def test_linear_attention_keeps_a_state_for_each_sequence() -> None:
     assert state_bytes(model) == 36 * layer
     assert state_bytes(model, tensor_parallel=4) == 36 * layer // 4
     assert state_bytes(load("qwen2.5-7b")) == 0
-    stateless = replace(model, recurrent_state_elements=0, convolution_state_elements=0)
+    stateless = replace(model, linear_num_key_heads=0, linear_num_value_heads=0)
     extra = paged_kv_bytes(model, tokens=4096, sequences=64) - paged_kv_bytes(stateless, tokens=4096, sequences=64)
     assert extra == 64 * 36 * layer
 

@@ -33,6 +33,7 @@ env_quick() { :; }
 env_verl() {
   pip install -q torch==2.13.0
   pip install -q verl==0.9.1 transformers==5.10.4 peft==0.21.2
+  pip install -q --no-deps fla-core==0.5.2 einops==0.8.2
 }
 env_areal() {
   pip install -q torch==2.13.0 hydra-core==1.4.0.dev1 omegaconf==2.4.0.dev2 "transformers>=5.0.0,<=5.3.0" torchdata ray \

@@ -131,7 +131,9 @@ def installed(*, flash: bool, sequences: int, ulysses: int, padded: bool, stand_
     import verl.utils.torch_functional as heads
     from transformers import AttentionInterface
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+    from transformers.models.deepseek_v3 import modeling_deepseek_v3
 
+    from tracer import delta
     from tracer.attention import interface, real_kernel
 
     kernel = FlashAttention.apply if stand_ins else real_kernel
@@ -142,12 +144,14 @@ def installed(*, flash: bool, sequences: int, ulysses: int, padded: bool, stand_
         yield
         return
     with contextlib.ExitStack() as stack:
+        stack.enter_context(delta.installed())
         for owner, name, value in (
             (heads, "FLAH_ATTN_CROSS_ENTROPY_LOSS_AVAILABLE", flash),
             (heads, "cross_entropy_loss", _cross_entropy),
             (fused_linear, "_FLASH_ATTN_CROSS_ENTROPY_AVAILABLE", flash),
             (fused_linear, "cross_entropy_loss", _cross_entropy),
             (fused_triton, "linear_cross_entropy", _fused),
+            (modeling_deepseek_v3, "is_flash_attention_requested", lambda *_: True),  # it pads v to the width of q
         ):
             stack.enter_context(mock.patch.object(owner, name, value, create=True))
         yield

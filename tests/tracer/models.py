@@ -26,7 +26,19 @@ def _shape(kind: str, layers: int, hidden: int, mlp: int, heads: int, kv_heads: 
     }
 
 
-_Q, _Q7, _L = 151936, 152064, 128256
+def _delta(key_heads: int, value_heads: int, width: int = 128) -> Shape:
+    """Gated delta nets in three of four layers."""
+    return {
+        "full_attention_interval": 4,
+        "linear_num_key_heads": key_heads,
+        "linear_num_value_heads": value_heads,
+        "linear_key_head_dim": width,
+        "linear_value_head_dim": width,
+        "linear_conv_kernel_dim": 4,
+    }
+
+
+_Q, _Q7, _L, _Q35 = 151936, 152064, 128256, 248320
 _MROPE = {"type": "mrope", "rope_type": "default", "mrope_section": [16, 24, 24]}
 _INTERLEAVED = {"rope_type": "default", "mrope_section": [24, 20, 20], "mrope_interleaved": True}
 _TOWER = {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16,
@@ -81,12 +93,31 @@ SHAPES: dict[str, Shape] = {
         vision_config={"depth": 27, "hidden_size": 1152, "intermediate_size": 4304, "num_heads": 16,
                        "out_hidden_size": 2048, "deepstack_visual_indexes": [8, 16, 24]},
     ),
+    "moonlight-16b-a3b": _shape(
+        "deepseek_v3", 27, 2048, 11264, 16, 16, 163840,
+        kv_lora_rank=512, q_lora_rank=None, qk_rope_head_dim=64, qk_nope_head_dim=128, v_head_dim=128,
+        n_routed_experts=64, n_shared_experts=2, num_experts_per_tok=6, moe_intermediate_size=1408,
+        first_k_dense_replace=1, n_group=1, topk_group=1, num_experts=64,
+    ),
+    "qwen3-next-80b-a3b": _shape(
+        "qwen3_next", 48, 2048, 5120, 16, 2, _Q,
+        num_experts=512, num_experts_per_tok=10, moe_intermediate_size=512, shared_expert_intermediate_size=512,
+        **{**_MOE, "head_dim": 256}, **_delta(16, 32),
+    ),
+    # the language models of these checkpoints, without their vision towers
+    "qwen3.5-4b-text": _shape("qwen3_5_text", 32, 2560, 9216, 16, 4, _Q35, tied=True, head_dim=256, **_delta(16, 32)),
+    "qwen3.5-35b-a3b-text": _shape(
+        "qwen3_5_moe_text", 40, 2048, 0, 16, 2, _Q35,
+        num_experts=256, num_experts_per_tok=8, moe_intermediate_size=512, shared_expert_intermediate_size=512,
+        **{**_MOE, "head_dim": 256}, **_delta(16, 32),
+    ),
     # toys, for runs on real tensors
     "toy-qwen2": _shape("qwen2", 3, 64, 176, 4, 2, 1000, tied=True),
     "toy-qwen2-untied": _shape("qwen2", 3, 64, 176, 4, 2, 1000),
     "toy-qwen3": _shape("qwen3", 3, 64, 192, 4, 2, 1000, tied=True, head_dim=32),
     "toy-llama": _shape("llama", 3, 64, 192, 4, 2, 1000, tied=True, head_dim=16),
     "toy-gemma": _shape("gemma3_text", 3, 64, 192, 4, 1, 1000, tied=True, head_dim=32),
+    "toy-delta": _shape("qwen3_5_text", 4, 64, 192, 4, 2, 1000, tied=True, head_dim=32, **_delta(2, 4, 16)),
     "toy-moe": _shape(
         "qwen3_moe", 3, 64, 192, 4, 2, 1000, num_experts=8, num_experts_per_tok=2, moe_intermediate_size=64,
         **{**_MOE, "head_dim": 16},

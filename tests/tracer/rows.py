@@ -141,6 +141,29 @@ def _shapes_of_other_passes() -> Iterator[Options]:
     yield {"model": "qwen3-30b-a3b", "ranks": 8, "ulysses": 4, "tokens": 32 * K}
 
 
+def _linear_attention() -> Iterator[Options]:
+    """Gated delta nets in three of four layers, with dense layers and with experts."""
+    small: Options = {"model": "qwen3.5-4b-text", "ranks": 4}
+    yield {**small, "strategy": "fsdp2", "tokens": 4 * K, "checkpointing": False}
+    yield {**small, "tokens": 16 * K, "fused": "triton"}
+    yield {**small, "tokens": 16 * K, "micro_batches": 2, "fused": "torch"}
+    yield {**small, "tokens": 8 * K, "lora_rank": 32}
+    experts: Options = {"model": "qwen3.5-35b-a3b-text", "tokens": 16 * K}
+    yield {**experts, "tokens": 8 * K, "ranks": 16, "strategy": "fsdp2"}
+    yield {**experts, "role": "ref", "ranks": 8, "master_dtype": "bf16"}
+    packed: Options = {"model": "qwen3-next-80b-a3b", "ranks": 64}
+    yield {**packed, "tokens": 8 * K, "role": "critic", "strategy": "fsdp2"}
+    for strategy, tokens, again in (("fsdp", 4 * K, True), ("fsdp2", 32 * K, True), ("fsdp2", 4 * K, False)):
+        yield {**packed, "tokens": tokens, "strategy": strategy, "checkpointing": again}
+
+
+def _latent_attention() -> Iterator[Options]:
+    """Multi-head latent attention, and experts whose weights are fp32."""
+    base: Options = {"model": "moonlight-16b-a3b", "ranks": 8}
+    yield {**base, "tokens": 16 * K, "fused": "triton"}
+    yield {**base, "tokens": 4 * K, "strategy": "fsdp2", "checkpointing": False}
+
+
 def _sharding() -> Iterator[Options]:
     for model, ranks, tokens in (("llama-3.2-1b", 4, 8 * K), ("qwen2.5-7b", 8, 8 * K)):
         for strategy in ("fsdp", "fsdp2"):
@@ -181,6 +204,6 @@ def cases() -> list[Case]:
     """Return every case, in a fixed order, without repetition."""
     groups = (
         _dense(), _accumulating(), _heads(), _without_checkpointing(), _experts(), _adapters(), _other_roles(),
-        _shapes_of_batches(), _sharding(), _shapes_of_other_passes(),
+        _shapes_of_batches(), _sharding(), _shapes_of_other_passes(), _linear_attention(), _latent_attention(),
     )  # fmt: skip
     return list(dict.fromkeys(Case(**options) for group in groups for options in group))

@@ -15,12 +15,14 @@ from hydra_plugins.memfit.base.units import ceil_div
 from hydra_plugins.memfit.memory.activations import (
     Widths,
     checkpoint_bytes,
+    expert_backward_bytes,
     layer_backward_bytes,
     layer_forward_bytes,
     layer_saved_bytes,
     position_bytes,
 )
 from hydra_plugins.memfit.memory.breakdown import MemoryBreakdown
+from hydra_plugins.memfit.memory.delta_net import backward_bytes
 from hydra_plugins.memfit.memory.fsdp import Sharding
 from hydra_plugins.memfit.memory.head import (
     Head,
@@ -43,6 +45,10 @@ class Pass:
     head: Head
     tokens: int
     layers: int
+    linear: Widths | None = None
+    """Widths of the layers with linear attention; ``widths`` are those of the others."""
+    linear_layers: int = 0
+    """How many those are, spread evenly; the last layer of each group is another."""
     vocabulary: int
     checkpointing: bool = True
     activation_offload: bool = False
@@ -55,6 +61,16 @@ class Pass:
     """Whether sharded gradients of an earlier micro-batch are already resident."""
     images: Images | None = None
     """What a vision tower runs on; ``None``: no tower, or no images."""
+
+    def widths_of(self, layer: int) -> Widths:
+        """Return the widths of a layer, counted from 0."""
+        if self.linear is None or self.linear_before(layer + 1) == self.linear_before(layer):
+            return self.widths
+        return self.linear
+
+    def linear_before(self, layer: int) -> int:
+        """Return how many of the first ``layer`` layers have linear attention."""
+        return ceil_div(layer * self.linear_layers, self.layers)
 
 
 def peak(moments: tuple[MemoryBreakdown, ...]) -> MemoryBreakdown:
@@ -93,7 +109,7 @@ def forward_moments(p: Pass) -> tuple[MemoryBreakdown, ...]:
         ),
         _moment(
             communication=s.root_during_layers_bytes() + s.forward_unit_bytes(),
-            per_token=layer_forward_bytes(w) + position + 8,
+            per_token=max(layer_forward_bytes(kind) for kind in (w, p.linear or w)) + position + 8,
             tokens=tokens,
             images=pixels + (p.images.early_feature_bytes() if p.images else 0),
         ),
@@ -174,7 +190,7 @@ def update_moments(p: Pass) -> tuple[MemoryBreakdown, ...]:
     w, s, tokens = p.widths, p.sharding, p.tokens
     position = position_bytes(w)
     resident = ceil_div(p.gradient_bytes * p.gradients, s.ranks) if p.accumulates else 0
-    body = _saved(p, p.layers) + 8 * w.h + position
+    body = _saved(p, p.layers) + w.norm * w.h + position
     logits = update_logits_bytes(p.head, tokens=tokens, vocabulary=p.vocabulary, hidden=w.h)
     product = lm_head_logits_bytes(p.head, tokens=tokens, vocabulary=p.vocabulary)
     fused = p.head.fused != "none"
@@ -210,23 +226,26 @@ def _saved(p: Pass, layers: int) -> int:
     """Bytes a token that ``layers`` layers have saved for their backward pass."""
     if p.activation_offload:
         layers = min(layers, _GROUPS_ON_GPU)
-    return layers * _layer_keeps(p)
+    linear = p.linear_before(layers)
+    return linear * _layer_keeps(p, p.linear or p.widths) + (layers - linear) * _layer_keeps(p, p.widths)
 
 
-def _layer_keeps(p: Pass) -> int:
+def _layer_keeps(p: Pass, widths: Widths) -> int:
     """Bytes a token that one layer saves for its backward pass."""
-    return checkpoint_bytes(p.widths) if p.checkpointing else layer_saved_bytes(p.widths)
+    return checkpoint_bytes(widths) if p.checkpointing else layer_saved_bytes(widths)
 
 
 def host_activation_bytes(p: Pass) -> int:
     """Return what activation offload holds in host memory at the end of one forward pass."""
-    return p.tokens * max(0, p.layers - _GROUPS_ON_GPU) * _layer_keeps(p) if p.activation_offload else 0
+    if not p.activation_offload:
+        return 0
+    return p.tokens * (_saved(replace(p, activation_offload=False), p.layers) - _saved(p, p.layers))
 
 
 def _layer_moments(p: Pass, done: int, position: int) -> list[MemoryBreakdown]:
     """The peak inside the backward pass of layer L - 1 - done, and the reduction of its gradient."""
-    w, s = p.widths, p.sharding
-    left = p.layers - done
+    left, s = p.layers - done, p.sharding
+    w = p.widths_of(left - 1)
     reduced = p.gradients if p.accumulates else min(p.gradients, s.layer * done + s.reduced_first())
     gradients = ceil_div(p.gradient_bytes * reduced, s.ranks)
     inside = layer_backward_bytes(w, checkpointing=p.checkpointing)
@@ -240,6 +259,7 @@ def _layer_moments(p: Pass, done: int, position: int) -> list[MemoryBreakdown]:
             images=images,
             gradients=gradients,
         ),
+        *(replace(moment, activations=moment.activations + images) for moment in _other_moments(p, left, gradients)),
         _moment(
             communication=s.layer_reduction_bytes(left=left),
             per_token=_saved(p, left - 1) + 2 * w.h + position,
@@ -247,4 +267,25 @@ def _layer_moments(p: Pass, done: int, position: int) -> list[MemoryBreakdown]:
             images=images,
             gradients=gradients,
         ),
+    ]
+
+
+def _other_moments(p: Pass, left: int, gradients: int) -> list[MemoryBreakdown]:
+    """Where experts begin their backward pass, and inside a delta net's, when the rest of its layer has its gradients."""
+    w, s = p.widths_of(left - 1), p.sharding
+    position, found = position_bytes(w), []
+    if w.experts:
+        inside = _saved(p, left) + expert_backward_bytes(w, checkpointing=p.checkpointing)
+        found.append((0, inside))
+    if w.delta is not None:
+        below = _saved(p, left - 1) + (checkpoint_bytes(w) if p.checkpointing else 0)
+        found.append((s.layer, below + backward_bytes(w.delta, hidden=w.h)))
+    return [
+        _moment(
+            communication=s.layer_backward_bytes(left=left, mlp=written),
+            per_token=per_token + position,
+            tokens=p.tokens,
+            gradients=gradients,
+        )
+        for written, per_token in found
     ]

@@ -13,7 +13,6 @@ from hydra_plugins.memfit.model.decoder import Decoder
 from hydra_plugins.memfit.model.families import FAMILIES, Family
 from hydra_plugins.memfit.model.layers import (
     Linear,
-    delta_net_state,
     head_dim,
     num_key_value_heads,
     shared_expert_width,
@@ -80,8 +79,8 @@ def _spec(
     experts = decoder.blocks["mixture"].expert_parameters * moe if moe else 0
     chosen, routed = _experts(values, family) if moe else (0, 0)
     latent = values.count if family.attention.mla else _nothing
+    linear = values.size if decoder.count("linear") else _nothing
     mixed = family.experts if moe else None
-    recurrent, convolution = delta_net_state(values) if decoder.count("linear") else (0, 0)
     return ModelSpec(
         name=name,
         source=source,
@@ -100,8 +99,12 @@ def _spec(
         sliding_window=values.optional("sliding_window") if decoder.has_attention("sliding_attention") else None,
         num_full_attention_layers=decoder.num_full_attention_layers,
         num_linear_attention_layers=decoder.count("linear"),
-        recurrent_state_elements=recurrent,
-        convolution_state_elements=convolution,
+        linear_num_key_heads=linear("linear_num_key_heads"),
+        linear_num_value_heads=linear("linear_num_value_heads"),
+        linear_key_head_dim=linear("linear_key_head_dim"),
+        linear_value_head_dim=linear("linear_value_head_dim"),
+        linear_conv_kernel_dim=linear("linear_conv_kernel_dim"),
+        attention_output_gate=family.attention.output_gate,
         num_experts=routed,
         num_experts_per_tok=chosen,
         moe_intermediate_size=values.size(mixed.width_key) if mixed else 0,

@@ -116,14 +116,6 @@ def delta_net(values: Values, packing: Literal["packed", "split"]) -> Block:
     return Block(linears=((packed if packing == "packed" else split) + (Linear(value, h),)), other=other)
 
 
-def delta_net_state(values: Values) -> tuple[int, int]:
-    """Return what a gated delta net keeps for one sequence: elements of its recurrent state, and of its convolution."""
-    key, value = values.size("linear_key_head_dim"), values.size("linear_value_head_dim")
-    heads = values.size("linear_num_value_heads")
-    qkv = 2 * values.size("linear_num_key_heads") * key + heads * value
-    return heads * key * value, qkv * (values.size("linear_conv_kernel_dim") - 1)
-
-
 def feed_forward(values: Values, mlp: Mlp, width: int) -> Block:
     """Return the block of a dense layer."""
     h, bias = values.size("hidden_size"), values.flag(mlp.bias)

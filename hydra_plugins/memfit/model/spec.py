@@ -59,10 +59,13 @@ class ModelSpec:
     """Layers whose KV cache grows with the whole sequence; ``None``: all of them."""
     num_linear_attention_layers: int = 0
     """Layers with a recurrent state instead of a KV cache (Qwen3-Next, Qwen3.5)."""
-    recurrent_state_elements: int = 0
-    """Elements of the state that one such layer keeps for a sequence, whatever its length."""
-    convolution_state_elements: int = 0
-    """The same for the inputs that its convolution looks back on."""
+    linear_num_key_heads: int = 0
+    linear_num_value_heads: int = 0
+    linear_key_head_dim: int = 0
+    linear_value_head_dim: int = 0
+    linear_conv_kernel_dim: int = 0
+    attention_output_gate: bool = False
+    """The other layers multiply attention's output by a gate that the query's projection makes too."""
     # Mixture of experts; 0 on a dense model
     num_experts: int = 0
     num_experts_per_tok: int = 0
@@ -96,6 +99,18 @@ class ModelSpec:
     """Linear modules of the decoder that ``target_modules=all-linear`` adapts: (in_features, out_features, count)."""
     expert_lora_sites: tuple[tuple[int, int, int], ...] = ()
     """The same for routers and routed experts, which are linear modules before transformers 5 and parameters since."""
+
+    @property
+    def recurrent_state_elements(self) -> int:
+        """Elements of the state that one layer with linear attention keeps for a sequence, whatever its length."""
+        return self.linear_num_value_heads * self.linear_value_head_dim * self.linear_key_head_dim
+
+    @property
+    def convolution_state_elements(self) -> int:
+        """The same for the inputs that its convolution looks back on."""
+        keys = 2 * self.linear_num_key_heads * self.linear_key_head_dim
+        channels = keys + self.linear_num_value_heads * self.linear_value_head_dim
+        return channels * max(0, self.linear_conv_kernel_dim - 1)
 
 
 def value_model(model: ModelSpec) -> ModelSpec:

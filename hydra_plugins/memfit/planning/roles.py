@@ -237,6 +237,8 @@ class Role:
             head=head,
             tokens=tokens,
             layers=self.model.num_hidden_layers,
+            linear=Widths.of_linear(self.model),
+            linear_layers=self.model.num_linear_attention_layers,
             vocabulary=self.model.vocab_size,
             checkpointing=self.checkpointing,
             activation_offload=self.activation_offload,

@@ -209,12 +209,6 @@ def _model(view: View, context: Context, key: str) -> ModelSpec:
 
 def _refuse_unmodelled(view: View, launch: Launch) -> None:
     go_on = "Launch without the hardware group, or go on unplanned with memfit.strict=false."
-    model = launch.model
-    if model.num_linear_attention_layers:
-        raise NotModelled(
-            f"{model.name} has linear attention layers: AReaL runs of such models need far more than memfit's formulas for "
-            f"the trainer say. {go_on}"
-        )
     if view.flag(f"{launch.section}.enable_tree_training", False):
         raise NotModelled(f"{launch.section}.enable_tree_training=true: tree training is not modelled. {go_on}")
     if view.section("teacher"):

@@ -7,6 +7,7 @@ from collections.abc import Collection
 from hydra_plugins.memfit.frameworks.areal import read as r
 from hydra_plugins.memfit.frameworks.areal.read import Launch
 from hydra_plugins.memfit.frameworks.areal.versions import BEFORE_BACKENDS
+from hydra_plugins.memfit.frameworks.linear_attention import kernel_note
 from hydra_plugins.memfit.frameworks.view import View, unpinned
 from hydra_plugins.memfit.planning.problem import Change
 
@@ -110,4 +111,4 @@ def notes(view: View, launch: Launch, *, guessed: bool) -> tuple[str, ...]:
         )
     if launch.model.vision_parameters:
         lines.append(f"{launch.model.name}: images are not counted, only the tokens that they become.")
-    return tuple(lines)
+    return (*lines, *kernel_note(launch.model))

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from hydra_plugins.memfit.base.errors import ConfigError
+from hydra_plugins.memfit.frameworks.linear_attention import kernel_note
 from hydra_plugins.memfit.frameworks.verl import batches, engines, images, others, placement
 from hydra_plugins.memfit.frameworks.verl import read as r
 from hydra_plugins.memfit.frameworks.verl.launch import ACTOR, MODEL, REF, ROLLOUT, TENSOR_PARALLEL, Launch
@@ -241,12 +242,26 @@ def _assumed(view: View, launch: Launch) -> list[str]:
         )
     if view.raw(f"{MODEL}.path") == PLACEHOLDER:
         lines.append(f"{MODEL}.path is verl's own placeholder, {PLACEHOLDER}: set the checkpoint that you train.")
-    if launch.actor_model.num_linear_attention_layers:
-        lines.append(
-            f"{launch.actor_model.name} has linear attention layers, whose activations in the trainer were not checked against "
-            "any run: keep more room with memfit.margin=0.15."
+    return lines + _linear_attention(view, launch)
+
+
+def _linear_attention(view: View, launch: Launch) -> list[str]:
+    """What is taken for granted about layers with linear attention, and where verl does not divide them."""
+    name = launch.actor_model.name
+    if not launch.actor_model.num_linear_attention_layers:
+        return []
+    if is_megatron(view):
+        return [
+            f"{name} has layers with linear attention, which are not modelled in Megatron: they are counted as attention. Keep "
+            "more room with memfit.margin=0.15."
+        ]
+    found, size = kernel_note(launch.actor_model), batches.sequence_parallel(view)
+    if size > 1:
+        found.append(
+            f"{ACTOR}.ulysses_sequence_parallel_size={size}: the prediction divides sequences of {name}; a public run had "
+            "whole ones on every rank (verl issue 7476)."
         )
-    return lines
+    return found
 
 
 def notes(view: View, launch: Launch, context: Context) -> tuple[str, ...]:

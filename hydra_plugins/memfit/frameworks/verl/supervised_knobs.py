@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator
 
 from hydra_plugins.memfit.base.units import ceil_div
 from hydra_plugins.memfit.frameworks.common_knobs import bf16_states, host_policy, shorter, switch
+from hydra_plugins.memfit.frameworks.linear_attention import kernel_note
 from hydra_plugins.memfit.frameworks.verl.batches import PassKeys
 from hydra_plugins.memfit.frameworks.verl.checks import fused_over_fsdp2
 from hydra_plugins.memfit.frameworks.verl.images import assumed, not_counted
@@ -190,6 +191,7 @@ def notes(launch: Launch) -> tuple[str, ...]:
         lines.append(not_counted(launch.model))
     elif launch.model.vision and launch.context.settings.lengths.image is None:
         lines.append(assumed(launch.model, "data.max_length", launch.max_length))
+    lines += kernel_note(launch.model)
     if launch.view.flag("model.use_liger", False):
         lines.append("model.use_liger=true is not counted: Liger's kernels need less than predicted.")
     return tuple(lines)
