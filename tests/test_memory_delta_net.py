@@ -36,7 +36,7 @@ def test_kinds_of_layers_are_counted_one_by_one() -> None:
 def test_the_last_layer_of_each_group_is_attention() -> None:
     """Of Qwen3.5's 32 layers every fourth is attention, and the first ones of a pass are counted as they come."""
     role: Role = role_of(next(row["case"] for row in rows() if row["case"]["model"] == "qwen3.5-4b-text"))
-    pass_ = role._pass(4096, role.update_head)
+    pass_ = role._pass(4096, role.update_head, 0)
 
     assert [i for i in range(32) if pass_.widths_of(i).delta is None] == list(range(3, 32, 4))
     assert [pass_.linear_before(n) for n in (0, 1, 3, 4, 5, 32)] == [0, 1, 3, 3, 4, 24]
@@ -49,7 +49,7 @@ def test_the_kernels_that_are_taken_for_granted_are_named(name: str, says: str) 
 
     assert says in note
     assert "flash-linear-attention and causal-conv1d" in note
-    assert " KiB more for each token" in note
+    assert "needs 16 KiB more for each token" in note
     assert kernel_note(load("qwen3-8b")) == []
 
 

@@ -114,7 +114,7 @@ def main() -> None:
     from tracer import delta
 
     fla_rule = importlib.import_module("fla.ops.gated_delta_rule.chunk").chunk_gated_delta_rule
-    fla_norm = importlib.import_module("fla.modules.norm.fused_norm_gate").rms_norm_gated
+    fla_norm = importlib.import_module("fla.modules.fused_norm_gate").rms_norm_gated
     heads = (1, TOKENS, HEADS)
     rows = (TOKENS * HEADS, WIDTH)
 

@@ -11,9 +11,9 @@ def kernel_note(model: ModelSpec) -> list[str]:
     if not model.num_linear_attention_layers:
         return []
     net = DeltaNet.of(model)
-    more = (fallback_saved_bytes(net) - saved_bytes(net)) >> 10
+    convolution, rule = 2 * net.channels >> 10, (fallback_saved_bytes(net) - saved_bytes(net)) >> 10
     return [
         f"{model.name}: its {model.num_linear_attention_layers} layers with linear attention are counted with the kernels of "
-        f"flash-linear-attention and causal-conv1d. Without them transformers computes in fp32, and a layer needs {more} KiB "
-        "more for each token of a micro-batch: install both where the launch runs."
+        f"flash-linear-attention and causal-conv1d. Without causal-conv1d a layer needs {convolution} KiB more for each token of "
+        f"a micro-batch, without both (transformers computes in fp32 then) {rule} KiB: install them where the launch runs."
     ]
