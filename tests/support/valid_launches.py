@@ -151,7 +151,7 @@ def _planned(plan: Plan, knob: Knob) -> Any:
 def _loss(plan: Plan, knobs: list[Knob]) -> float:
     """Return how slow the planned value of a knob is: more is slower."""
     value, asked = _planned(plan, knobs[0]), knobs[0].requested
-    if plan.problem.settings.goal == "fit":
+    if plan.problem.settings.goal == "fit" and asked is not None:
         return 0.0 if value == asked else max(0.0, _place(value, knobs) - _place(asked, knobs))
     return _place(value, knobs) * _scale(plan, knobs)
 
