@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from hydra_plugins.memfit.base.errors import ConfigError, NoPlanFits
+from hydra_plugins.memfit.base.errors import ConfigError, MemfitError, NoPlanFits
 from hydra_plugins.memfit.base.units import gib
 from hydra_plugins.memfit.memory.breakdown import Estimate
 from hydra_plugins.memfit.planning.problem import SOLVE, Change, Knob, Plan, Problem, Value
@@ -79,9 +79,9 @@ class _Ladder:
         now = self.now(values)
         if now in self.rungs:
             return self.rungs[max(self.first, self.rungs.index(now)) + 1 : self.last + 1]
-        return [
-            v for v in self.knob.candidates if isinstance(v, int) and isinstance(now, int) and v < now
-        ]  # a companion's
+        if not isinstance(now, int):
+            return []
+        return [v for v in self.knob.candidates if isinstance(v, int) and v < now]  # a companion of another knob set it
 
     def faster(self, values: Mapping[str, object]) -> list[object]:
         """Return the values to which this knob can be taken back, fastest first; none where it is not turned."""
@@ -126,7 +126,7 @@ class _Search:
             pass
         if not self.estimate.fits:  # what no knob relieves alone: two moments of one phase
             everything = self._spent(self.values, self.ladders)
-            if self.problem.estimate(everything).fits:
+            if self._fits(everything):
                 self._take(everything)
         if self.estimate.fits:
             self._give_back()
@@ -185,9 +185,15 @@ class _Search:
     def _raise(self, ladder: _Ladder, spent: list[_Ladder]) -> None:
         """Set a knob to its fastest value that fits while the knobs of ``spent`` are at their slowest."""
         faster = [self._spent(self._moved(self.values, ladder, v), spent) for v in ladder.faster(self.values)]
-        if faster and self.problem.estimate(faster[-1]).fits:
-            index = _first(len(faster), lambda i: self.problem.estimate(faster[i]).fits)
-            self._take(faster[index])
+        if faster and self._fits(faster[-1]):
+            self._take(faster[_first(len(faster), lambda i: self._fits(faster[i]))])
+
+    def _fits(self, values: Mapping[str, object]) -> bool:
+        """Whether values fit that nobody asked for together; those that do not go together do not."""
+        try:
+            return self.problem.estimate(values).fits
+        except MemfitError:
+            return False
 
     def _spent(self, values: dict[str, object], ladders: list[_Ladder]) -> dict[str, object]:
         """Return ``values`` with each knob at its slowest, where it is not slower already."""
