@@ -21,7 +21,14 @@ from hydra_plugins.memfit.memory.megatron import (
     stages,
     worst_stages,
 )
-from hydra_plugins.memfit.memory.megatron_layers import Layer, Recompute, forward_bytes, in_flight, kept_bytes
+from hydra_plugins.memfit.memory.megatron_layers import (
+    Layer,
+    Recompute,
+    forward_bytes,
+    in_flight,
+    kept_bytes,
+    update_moments_bytes,
+)
 from hydra_plugins.memfit.memory.megatron_pass import (
     StagePass,
     VocabularyHead,
@@ -155,6 +162,50 @@ def test_what_a_layer_keeps_is_the_published_sum() -> None:
     assert kept == 8 * h + 8 + 2 * (q + 2 * k + q + k + q) + 4 * heads + 6 * m
 
 
+def test_what_an_expert_layer_keeps() -> None:
+    """Qwen3-30B-A3B, 8 of 128 experts: each row's input, gate, up and product, and where it goes; variances of 32 + 4 heads."""
+    model, layout = whole(MOE, expert=8)
+    h, m, q, k, heads = 2048, 768, 4096, 512, 36
+
+    attention = 2 * (q + 2 * k + q + k + q) + 4 * 32 + 2 * (q + k) + 4 * heads
+    kept = kept_bytes(Layer.of(model, layout, moe=True))
+    assert kept == 8 * h + 8 + attention + 8 * (2 * h + 6 * m + 28) + 10 * 128
+
+
+@pytest.mark.parametrize(("expert", "expert_tensor", "copies"), [(1, 1, 8), (8, 1, 16), (8, 2, 8 + 8 + 16)])
+def test_rows_on_their_way_to_experts(expert: int, expert_tensor: int, copies: int) -> None:
+    """A rank holds the 8 rows a token that it sends, those that it receives, and those that expert-tensor ranks gather."""
+    model, layout = whole(MOE, expert=expert, expert_tensor=expert_tensor)
+    layer = Layer.of(model, layout, moe=True, imbalance=1.0)
+    building = update_moments_bytes(layer)[0]
+
+    assert layer.moving_rows == copies
+    assert building == (2 * 2048 + 2 * 2048 * copies + 4 * 2048 * layer.rows, 0)
+    assert max(beside for beside, _ in update_moments_bytes(layer)) == building[0]
+
+
+def test_a_dense_layers_backward_pass() -> None:
+    """Beside the residual's gradient: fc2's input and matrix, gate and up, or fc1's input and matrices with gate and up used up."""
+    model, layout = whole(DENSE)
+    h, m = 3584, 18944
+
+    assert update_moments_bytes(Layer.of(model, layout, moe=False)) == (
+        (2 * h + 2 * m, 1),
+        (2 * h + 4 * m, 0),
+        (4 * h - 2 * m, 2),
+    )
+
+
+def test_the_busiest_rank_decides_one_layer() -> None:
+    """Half as many rows again weigh on the layer at work, not on what all layers keep."""
+    model, layout = whole(MOE, expert=8)
+    even, uneven = (Layer.of(model, layout, moe=True, imbalance=share) for share in (1.0, 1.5))
+
+    assert kept_bytes(even) == kept_bytes(uneven)
+    assert kept_bytes(uneven, busiest=True) > kept_bytes(even, busiest=True)
+    assert forward_bytes(uneven) > 1.3 * forward_bytes(even)
+
+
 def test_korthikanti_without_dropout() -> None:
     """34 bytes of a GPT layer are 32 here: one mask of attention's and one of the MLP's dropout are not there."""
     gpt = replace(
@@ -245,6 +296,13 @@ def test_recomputation_lowers_an_update(name: str) -> None:
 
     assert sizes == sorted(sizes, reverse=True)
     assert sizes[2] < sizes[0] / 3
+
+
+def test_an_embeddings_gradient_is_the_end_of_a_backward_pass() -> None:
+    """A small batch on the first stage peaks where the gradient of the whole vocabulary is written: 2E over TP 4."""
+    small = a_pass(tokens=64, recompute=FULL)
+
+    assert peak(update_moments(small)).gradients == 2 * small.columns * small.model.hidden_size
 
 
 def test_the_first_stage_keeps_most_and_the_last_has_the_logits() -> None:

@@ -10,7 +10,9 @@ import pytest
 
 from support.megatron_validation import rows
 
+MIXTURE = "qwen3-30b-a3b"
 SAMPLE = [row for row in rows() if row["case"]["model"] == "qwen2.5-0.5b"]
+SAMPLE += [row for row in rows() if row["case"]["model"] == MIXTURE and row["case"]["tensor"] == 4][:2]
 
 
 @pytest.mark.megatron
@@ -34,4 +36,19 @@ def test_every_kind_of_stage_is_traced() -> None:
 
     assert kinds == {
         (first, last, how) for first in (True, False) for last in (True, False) for how in ("none", "full")
+    }
+
+
+def test_mixtures_are_traced_over_expert_and_tensor_ranks() -> None:
+    """Experts on one rank and on several, behind tensor parallelism and without, with both kinds of permutation."""
+    kinds = {
+        (c["expert"] > 1, c["tensor"] > 1, c["permute_fusion"])
+        for c in (row["case"] for row in rows())
+        if c["model"] == MIXTURE
+    }
+
+    assert kinds == {
+        (ranks, tensor, fusion)
+        for ranks, tensor in ((True, True), (True, False), (False, False))
+        for fusion in (True, False)
     }

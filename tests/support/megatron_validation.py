@@ -52,16 +52,20 @@ def predict(case: dict[str, Any]) -> dict[str, int]:
 
 def _pass(case: dict[str, Any]) -> StagePass:
     index, pipeline = (0 if case["first"] else 1), 1 if case["first"] and case["last"] else 3
+    model, expert = load(case["model"]), case["expert"]
     layout = Layout(
-        world=pipeline * case["tensor"],
+        world=pipeline * case["tensor"] * expert,
         tensor=case["tensor"],
+        expert=expert,
         pipeline=1 if pipeline == 1 else case["in_flight"] + index,
         sequence_parallel=case["sequence_parallel"] and case["tensor"] > 1,
     )
-    stage = Stage(index=index, layers=case["layers"], moe_layers=0, first=case["first"], last=case["last"])
+    moe = case["layers"] if model.num_experts else 0
+    stage = Stage(index=index, layers=case["layers"], moe_layers=moe, first=case["first"], last=case["last"])
     scaled = case["temperature"]
     return StagePass(
-        model=load(case["model"]),
+        model=model,
+        imbalance=1.0,
         layout=layout,
         stage=stage,
         tokens=case["tokens"],
@@ -136,9 +140,12 @@ TRACED = """\
 `TORCHDYNAMO_DISABLE=1 PYTHONPATH=tests python -m tracer.megatron_data` builds one pipeline stage of real megatron-core modules
 (GPTModel with its tensor-parallel linears and checkpointing, Float16Module, vocab-parallel cross entropy, the contiguous
 buffers of its DistributedDataParallel) on a process group without a network, and logs every allocation. Norms, attention,
-rotary embedding and the fused SwiGLU are stand-ins for kernels of Transformer Engine. What is compared is everything that the
-rank has allocated at its peak: parameters, gradient buffer and pass. Optimizer, experts and latent attention are not traced.
-The first comparison showed one forgotten term, v as a view of the projection's whole output, and two in the forward pass."""
+rotary embedding and the fused SwiGLU are stand-ins for kernels of Transformer Engine; so are the grouped product and the fused
+permutation of experts, whose router, dispatcher (all-to-all) and layer are Megatron's. Routing is balanced, so the predictions
+compared here are too. What is compared is everything that the rank has allocated at its peak: parameters, gradient buffer and
+pass. Optimizer, latent attention and DeepEP's dispatcher are not traced. The first comparisons showed forgotten terms: v as a view
+of the projection's whole output, two in the forward pass, and the rows on their way to the experts, whose sum over a layer (four
+copies of 2h a row) is more than its backward pass holds."""
 FORMULA = """\
 Megatron-LM's `theoretical_memory_usage.py` has 18 bytes a parameter, 6 + 12 / DP with the distributed optimizer: the same as
 here. For activations with sequence parallelism it has 18h + 4m a token and layer, divided by TP:"""
@@ -188,6 +195,8 @@ def _row(c: Comparison) -> str:
     parts = {(True, True): "both", (True, False): "embedding", (False, True): "head", (False, False): "layers alone"}
     extra = [f"TP {case['tensor']}", parts[case["first"], case["last"]], f"recompute {case['recompute']}"]
     extra += [] if case["sequence_parallel"] else ["no sequence parallelism"]
+    extra += [f"EP {case['expert']}"] if case["expert"] > 1 else []
+    extra += ["fused permutation"] if case["permute_fusion"] else []
     extra += ["entropy"] if case["entropy"] else []
     name = f"{case['model']}, {case['tokens']} tokens x {case['in_flight']}, {', '.join(extra)}"
     return f"| {name} | {c.phase} | {c.traced_bytes / GIB:.2f} | {c.predicted_bytes / GIB:.2f} | {c.error:+.2%} |"

@@ -1,8 +1,8 @@
 """One pipeline stage of real megatron-core modules, traced op by op without data: linears, transformer blocks, DDP's buffers.
 
 Needs megatron-core and torch, neither verl nor Transformer Engine. What Transformer Engine or a CUDA kernel would run is a
-stand-in that allocates and keeps what the kernel does: norms, attention, rotary embedding, the fused SwiGLU. The loss is
-Megatron's own vocab-parallel cross entropy behind verl's order of operations.
+stand-in that allocates and keeps what the kernel does: norms, attention, rotary embedding, the fused SwiGLU; for experts they
+are in `tracer.megatron_experts`. The loss is Megatron's own vocab-parallel cross entropy behind verl's order of operations.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from tracer import megatron_experts as experts
 from tracer.kernels import FlashAttention
 from tracer.models import SHAPES
 from tracer.report import PhasePeak, Recording, peaks
@@ -35,6 +36,9 @@ class MegatronCase:
     tokens: int = 4096
     """Tokens of one micro-batch before tensor parallelism divides them."""
     tensor: int = 1
+    expert: int = 1
+    """Ranks that share the experts of a mixture, whose tensor parallelism is 1."""
+    permute_fusion: bool = False
     sequence_parallel: bool = True
     first: bool = True
     last: bool = True
@@ -157,8 +161,13 @@ def _groups(case: MegatronCase) -> Iterator[None]:
     from megatron.core import parallel_state
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
-    dist.init_process_group("fake", rank=0, world_size=case.tensor, store=FakeStore())
-    parallel_state.initialize_model_parallel(tensor_model_parallel_size=case.tensor, create_gloo_process_groups=False)
+    dist.init_process_group("fake", rank=0, world_size=case.tensor * case.expert, store=FakeStore())
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=case.tensor,
+        expert_model_parallel_size=case.expert,
+        expert_tensor_parallel_size=1,
+        create_gloo_process_groups=False,
+    )
     try:
         yield
     finally:
@@ -186,7 +195,7 @@ def _config(case: MegatronCase) -> Any:
         activation_func=torch.nn.functional.silu,
         add_bias_linear=False,
         add_qkv_bias=shape["model_type"] == "qwen2",
-        qk_layernorm=shape["model_type"] == "qwen3",
+        qk_layernorm=_norms_heads(shape),
         normalization="RMSNorm",
         attention_dropout=0.0,
         hidden_dropout=0.0,
@@ -194,15 +203,28 @@ def _config(case: MegatronCase) -> Any:
         perform_initialization=False,
         gradient_accumulation_fusion=False,
         **(full if case.recompute == "full" else {}),
+        **(experts.config(shape, expert=case.expert) if _mixture(shape) else {}),
     )
+
+
+def _mixture(shape: dict[str, Any]) -> bool:
+    return bool(shape.get("num_experts"))
+
+
+def _norms_heads(shape: dict[str, Any]) -> bool:
+    """Whether queries and keys are normalised head by head."""
+    return str(shape["model_type"]).startswith("qwen3")
 
 
 def _spec(case: MegatronCase) -> Any:
     from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
     from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 
-    qk = SHAPES[case.model]["model_type"] == "qwen3"
-    spec = get_gpt_layer_local_spec(normalization="RMSNorm", qk_layernorm=qk)
+    shape = SHAPES[case.model]
+    qk = _norms_heads(shape)
+    spec = get_gpt_layer_local_spec(num_experts=shape.get("num_experts"), normalization="RMSNorm", qk_layernorm=qk)
+    if _mixture(shape):
+        experts.layer(spec)
     spec.submodules.input_layernorm = spec.submodules.pre_mlp_layernorm = FusedNorm
     spec.submodules.self_attention.submodules.core_attention = Attention
     if qk:
@@ -228,6 +250,9 @@ def _module(case: MegatronCase) -> Any:
         position_embedding_type="rope",
         share_embeddings_and_output_weights=shape["tie_word_embeddings"] and case.first and case.last,
     )
+    if _mixture(shape):
+        experts.routers_in_bf16(model)
+        config.moe_permute_fusion = case.permute_fusion
     buffers = DistributedDataParallelConfig(use_distributed_optimizer=True, grad_reduce_in_fp32=True)
     return DistributedDataParallel(config, buffers, Float16Module(config, model))
 
@@ -243,7 +268,7 @@ def _forward(case: MegatronCase, module: Any, *, entropy: bool) -> torch.Tensor:
         hidden = SHAPES[case.model]["hidden_size"]
         received = torch.empty(case.tokens // part, 1, hidden, dtype=torch.bfloat16, requires_grad=True)
         module.module.module.set_input_tensor(received)
-    out: torch.Tensor = module(ids, positions, None)
+    out: torch.Tensor = module(ids, positions, None, fp32_output=case.last)
     if not case.last:
         return out
     logits = out
@@ -283,7 +308,9 @@ def trace(case: MegatronCase) -> dict[str, PhasePeak]:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     recording = Recording()
-    with _groups(case), _without_cuda(), FakeTensorMode(allow_non_fake_inputs=True), recording:
+    rows = case.tokens // case.tensor * SHAPES[case.model].get("num_experts_per_tok", 0)
+    kernels = experts.without_kernels(rows)
+    with _groups(case), _without_cuda(), kernels, FakeTensorMode(allow_non_fake_inputs=True), recording:
         recording.mark("setup")
         shapes = _run(case, recording)
     return peaks(recording, -(-SHAPES[case.model]["vocab_size"] // case.tensor), shapes)

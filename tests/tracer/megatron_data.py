@@ -34,6 +34,16 @@ def cases() -> Iterator[MegatronCase]:
     for model, tensor in (("qwen2.5-7b", 4), ("llama-3.1-8b", 2)):
         for recompute in ("none", "full"):
             yield MegatronCase(model=model, tensor=tensor, tokens=8 * K, recompute=recompute, sequence_parallel=False)
+    for tensor, expert, tokens in ((1, 8, 8 * K), (4, 4, 16 * K), (2, 8, 8 * K)):
+        sizes = {"model": "qwen3-30b-a3b", "layers": 2, "tensor": tensor, "expert": expert, "tokens": tokens}
+        for recompute in ("none", "full"):
+            for fusion in (False, True):
+                yield MegatronCase(**sizes, recompute=recompute, permute_fusion=fusion)  # type: ignore[arg-type]
+            for first, last in ((True, False), (False, False), (False, True)):
+                stage = {"first": first, "last": last, "in_flight": 1 if last else 3}
+                yield MegatronCase(**sizes, recompute=recompute, permute_fusion=first, **stage)  # type: ignore[arg-type]
+    for fusion in (False, True):
+        yield MegatronCase(model="qwen3-30b-a3b", layers=1, tokens=4 * K, permute_fusion=fusion)
     for entropy, temperature in ((True, True), (False, False)):
         yield MegatronCase(
             model="qwen2.5-7b", tensor=4, tokens=16 * K, recompute="full", entropy=entropy, temperature=temperature

@@ -25,6 +25,12 @@ ROUTING_IMBALANCE = 1.5
 """Rows of the busiest expert-parallel rank in one layer over the mean. Assumed: routing is data; 1 where all experts are on
 one rank. What many layers keep together is counted at the mean: no rank is the busiest in all of them."""
 
+ROUTING_BYTES = 10
+"""A token and expert: fp32 probabilities and the map of the routing, as they are and transposed for the permutation; the fused
+permutation keeps its own map instead of the second pair (8)."""
+ROW_BYTES = 28
+"""A row of an expert: where it came from (8), the choice of the router (8 + 4), its probability as sent and as sorted (4 + 4)."""
+
 RECOMPUTABLE = ("core_attn", "layernorm", "mlp", "moe", "moe_act", "mla_up_proj", "shared_experts")
 """What selective recomputation can leave out (``recompute_modules``)."""
 
@@ -55,7 +61,7 @@ class Layer:
     """The attention's output alone, on one rank."""
     heads: int
     norms: int
-    """Inputs of the norms of q and k, or of the compressed q and kv of latent attention."""
+    """Inputs of the norms of q and k with a variance for each head, or of the compressed q and kv of latent attention."""
     m: int
     """MLP width of a dense layer, or of the shared expert, on one rank."""
     expert_m: int = 0
@@ -63,12 +69,14 @@ class Layer:
     """Rows that this rank's experts see for each of its tokens, on average; 0 for a dense layer."""
     most_rows: float = 0.0
     """The same on the busiest rank of one layer."""
+    moving_rows: float = 0.0
+    """Copies of rows beside the sorted ones that experts read: as sent, as received, as gathered by expert-tensor ranks."""
     experts: int = 0
 
     @classmethod
-    def of(cls, model: ModelSpec, layout: Layout, *, moe: bool) -> Layer:
+    def of(cls, model: ModelSpec, layout: Layout, *, moe: bool, imbalance: float = ROUTING_IMBALANCE) -> Layer:
         """Return the widths of a dense or of a mixture-of-experts layer."""
-        t = layout.tensor
+        t, most = layout.tensor, _rows(model, layout, imbalance) if moe else 0.0
         q, k, projected, o, norms = _attention(model)
         width = model.shared_expert_intermediate_size if moe else model.intermediate_size
         return cls(
@@ -82,7 +90,8 @@ class Layer:
             m=ceil_div(width, t),
             expert_m=ceil_div(model.moe_intermediate_size, layout.expert_tensor) if moe else 0,
             rows=_rows(model, layout, 1.0) if moe else 0.0,
-            most_rows=_rows(model, layout, ROUTING_IMBALANCE) if moe else 0.0,
+            most_rows=most,
+            moving_rows=_moving(model, layout, most) if moe else 0.0,
             experts=model.num_experts if moe else 0,
         )
 
@@ -96,7 +105,8 @@ def _attention(model: ModelSpec) -> tuple[int, int, int, int, int]:
         projected = heads * (model.qk_nope_head_dim + model.v_head_dim)
         return q, q, projected, heads * model.v_head_dim, 2 * latent
     q, k = heads * model.head_dim, model.num_key_value_heads * model.head_dim
-    return q, k, q + 2 * k, q, q + k if model.qk_norm else 0
+    normed = q + k + 2 * (heads + model.num_key_value_heads) if model.qk_norm else 0
+    return q, k, q + 2 * k, q, normed
 
 
 def _rows(model: ModelSpec, layout: Layout, imbalance: float) -> float:
@@ -104,6 +114,13 @@ def _rows(model: ModelSpec, layout: Layout, imbalance: float) -> float:
     local = model.num_experts_per_tok / layout.residual
     most = layout.expert * min(model.num_experts_per_tok, model.num_experts // max(1, layout.expert)) / layout.residual
     return min(local * (imbalance if layout.expert > 1 else 1.0), most) * layout.expert_tensor
+
+
+def _moving(model: ModelSpec, layout: Layout, most: float) -> float:
+    """Rows on their way: those that a rank sends, what arrives from other ranks, and what expert-tensor ranks gather of it."""
+    sent = model.num_experts_per_tok / layout.residual
+    received = most / layout.expert_tensor if layout.expert > 1 else 0.0
+    return sent + received + (most if layout.expert_tensor > 1 else 0.0)
 
 
 def kept_bytes(layer: Layer, recompute: Recompute | None = None, *, busiest: bool = False) -> int:
@@ -125,11 +142,11 @@ def kept_bytes(layer: Layer, recompute: Recompute | None = None, *, busiest: boo
 
 
 def _experts_keep(layer: Layer, rows: float, dropped: frozenset[str]) -> int:
-    """Permuted inputs and outputs of fc1 and the activation, row by row; the router's fp32 scores; the shared expert."""
+    """Permuted inputs and outputs of fc1 and the activation, row by row; the routing; the shared expert."""
     act = 0 if "moe_act" in dropped else 2 * layer.expert_m
-    each = 2 * layer.h + 4 * layer.expert_m + act + 4 + 16
+    each = 2 * layer.h + 4 * layer.expert_m + act + ROW_BYTES
     shared = 0 if "shared_experts" in dropped else 6 * layer.m
-    return int(rows * each) + ceil_div(8 * layer.experts, layer.residual) + shared
+    return int(rows * each) + ceil_div(ROUTING_BYTES * layer.experts, layer.residual) + shared
 
 
 def forward_bytes(layer: Layer) -> int:
@@ -137,29 +154,53 @@ def forward_bytes(layer: Layer) -> int:
     Return the workspace of one layer's forward pass without gradients: the MLP beside the residual.
 
     4h/s + 6m/t; under sequence parallelism the input is gathered too (2h), and the second product writes a whole output
-    before it is divided (2h) while five pieces of the residual's size are alive.
+    before it is divided (2h) while three pieces of the residual's size are alive. Experts: 2h for each row on its way and each
+    sorted one, and what fc1, the activation and fc2 write (2h + 6m_e a row), or fc2's output in both orders (4h).
     """
-    residual, pieces = ceil_div(4 * layer.h, layer.residual), ceil_div(10 * layer.h, layer.residual)
+    residual, pieces = ceil_div(4 * layer.h, layer.residual), ceil_div(6 * layer.h, layer.residual)
     gathered = 2 * layer.h if layer.residual > 1 else 0
     if layer.rows:
-        experts = int(layer.most_rows * (4 * layer.h + 6 * layer.expert_m))
+        written = max(2 * layer.h + 6 * layer.expert_m, 4 * layer.h)
+        experts = int(2 * layer.h * layer.moving_rows + layer.most_rows * (2 * layer.h + written + ROW_BYTES))
+        experts += gathered + ceil_div(ROUTING_BYTES * layer.experts, layer.residual)
         return max(residual + max(experts, gathered + 6 * layer.m), pieces + 2 * gathered)
     second = pieces + 2 * gathered + 2 * layer.m if gathered else 0
     return max(residual + gathered + max(6 * layer.m, 2 * layer.attention), second)
 
 
-def backward_bytes(layer: Layer) -> int:
+def update_moments_bytes(layer: Layer) -> tuple[tuple[int, int], ...]:
     """
-    Return the workspace at the peak of one layer's backward pass, beside what is kept.
+    Return the moments of one layer's forward and backward pass at which most is alive beside what it keeps.
 
-    The MLP's gradients 6m/t and the residual's 2h/s; under sequence parallelism the gathered gradient and the gathered
-    input, 2h each.
+    Each is (bytes a token, gradients of weight matrices that are written: 0 none, 1 fc2's, 2 fc1's, which is twice as large).
+    What a backward pass has used up is no longer kept: after fc2 its input (2m), after the activation its input too (4m).
     """
-    residual = ceil_div(4 * layer.h, layer.residual)
-    gathered = 4 * layer.h if layer.residual > 1 else 0
+    residual = ceil_div(2 * layer.h, layer.residual)
     if layer.rows:
-        return residual + max(int(layer.most_rows * (4 * layer.h + 6 * layer.expert_m)), gathered + 6 * layer.m)
-    return residual + gathered + 6 * layer.m
+        return _experts_moments(layer, residual)
+    gathered = 2 * layer.h if layer.residual > 1 else 0
+    return (
+        (residual + 2 * gathered + 2 * layer.m, 1),
+        (residual + gathered + 4 * layer.m, 0),
+        (residual + gathered + 2 * layer.h - 2 * layer.m, 2),
+    )
+
+
+def _experts_moments(layer: Layer, residual: int) -> tuple[tuple[int, int], ...]:
+    """
+    The forward pass, with rows on their way and fc2's output in both orders; then the backward pass of fc2, activation, fc1.
+
+    Under sequence parallelism Megatron holds a buffer for gathered inputs (2h), of which experts use none.
+    """
+    h, m, rows, most = layer.h, layer.expert_m, layer.rows, layer.most_rows
+    held = residual + (2 * h if layer.residual > 1 else 0)
+    shared = 2 * layer.m + (2 * h if layer.residual > 1 else 0)
+    return (
+        (held + int(2 * h * layer.moving_rows + 4 * h * most), 0),
+        (held + max(int((2 * h + 2 * m) * most), shared), 1),
+        (held + int(6 * m * most - 2 * m * rows), 0),
+        (held + int((2 * h + 4 * m) * most - 6 * m * rows), 2),
+    )
 
 
 def in_flight(layout: Layout, stage: Stage, *, micro_batches: int) -> float:

@@ -13,12 +13,13 @@ from hydra_plugins.memfit.memory.breakdown import MemoryBreakdown
 from hydra_plugins.memfit.memory.head import Head, forward_logits_bytes, update_logits_bytes
 from hydra_plugins.memfit.memory.megatron import Layout, Stage
 from hydra_plugins.memfit.memory.megatron_layers import (
+    ROUTING_IMBALANCE,
     Layer,
     Recompute,
-    backward_bytes,
     forward_bytes,
     in_flight,
     kept_bytes,
+    update_moments_bytes,
 )
 from hydra_plugins.memfit.model.spec import ModelSpec
 
@@ -86,13 +87,19 @@ class StagePass:
     micro_batches: int = 1
     head: VocabularyHead = field(default_factory=VocabularyHead)
     recompute: Recompute = field(default_factory=Recompute)
+    imbalance: float = ROUTING_IMBALANCE
+    """Rows of the busiest rank over the mean, in one layer of experts."""
 
     @property
     def layers(self) -> tuple[tuple[Layer, int], ...]:
         """The kinds of layers of the stage, with how many there are of each."""
         plain = self.stage.layers - self.stage.moe_layers
         kinds = ((False, plain), (True, self.stage.moe_layers))
-        return tuple((Layer.of(self.model, self.layout, moe=moe), count) for moe, count in kinds if count)
+        return tuple(
+            (Layer.of(self.model, self.layout, moe=moe, imbalance=self.imbalance), count)
+            for moe, count in kinds
+            if count
+        )
 
     @property
     def columns(self) -> int:
@@ -113,10 +120,14 @@ def forward_moments(p: StagePass) -> tuple[MemoryBreakdown, ...]:
 def update_moments(p: StagePass) -> tuple[MemoryBreakdown, ...]:
     """Return the moments of forward and backward of the schedule at its fullest; gradients go into a buffer that is a state."""
     kept = _kept_in_flight(p)
-    moments = [
-        MemoryBreakdown(activations=kept + p.tokens * (_inside(p, layer) + _carried(p)), gradients=_written(p, layer))
-        for layer, _ in p.layers
-    ]
+    moments = []
+    for layer, _ in p.layers:
+        body = kept + p.tokens * (_again(p, layer) + _inputs(p))
+        for beside, matrices in update_moments_bytes(layer):
+            written = matrices * _matrix_gradient(p, layer)
+            moments.append(MemoryBreakdown(activations=body + p.tokens * beside, gradients=written))
+    if p.stage.first:
+        moments.append(_embedding_moment(p, kept))
     if p.stage.last:
         h, body = p.model.hidden_size, kept + p.tokens * _head_input(p)
         logits = head_update_bytes(p.head, tokens=p.tokens, vocabulary=p.columns, hidden=h)
@@ -127,9 +138,19 @@ def update_moments(p: StagePass) -> tuple[MemoryBreakdown, ...]:
     return tuple(moments)
 
 
+def _embedding_moment(p: StagePass, kept: int) -> MemoryBreakdown:
+    """The end of a backward pass: the embedding's gradient, when only the other micro-batches in flight keep anything."""
+    h, micro_batches = p.model.hidden_size, in_flight(p.layout, p.stage, micro_batches=p.micro_batches)
+    others = int(kept * (1 - 1 / micro_batches))
+    gradient = ceil_div(2 * h, p.layout.residual) + (4 * h if p.layout.residual > 1 else 0)
+    return MemoryBreakdown(activations=others + p.tokens * (_inputs(p) + gradient), gradients=2 * p.columns * h)
+
+
 def _kept_in_flight(p: StagePass) -> int:
+    """What the layers keep, and the stage's output, which the schedule holds until its gradient comes."""
     micro_batches = in_flight(p.layout, p.stage, micro_batches=p.micro_batches)
-    return int(micro_batches * p.tokens * _kept(p))
+    output = 0 if p.stage.last else ceil_div(2 * p.model.hidden_size, p.layout.residual)
+    return int(micro_batches * p.tokens * (_kept(p) + output))
 
 
 def _kept(p: StagePass) -> int:
@@ -145,27 +166,25 @@ def _kept(p: StagePass) -> int:
     return entry * recomputed + ceil_div(whole * (total - recomputed), max(1, total))
 
 
-def _inside(p: StagePass, layer: Layer) -> int:
-    """Bytes a token inside one layer's backward pass: its gradients, and what recomputation brings back."""
-    again = 0
+def _again(p: StagePass, layer: Layer) -> int:
+    """Bytes a token that recomputation brings back inside one layer's backward pass."""
     if p.recompute.granularity == "full":
         group = p.recompute.layers if p.recompute.method == "uniform" else 1
-        again = kept_bytes(layer, busiest=True) * min(group, p.stage.layers)
-    elif p.recompute.granularity == "selective":
-        again = kept_bytes(layer) - kept_bytes(layer, p.recompute)
-    return again + backward_bytes(layer)
+        return kept_bytes(layer, busiest=True) * min(group, p.stage.layers)
+    if p.recompute.granularity == "selective":
+        return kept_bytes(layer) - kept_bytes(layer, p.recompute)
+    return 0
 
 
-def _written(p: StagePass, layer: Layer) -> int:
-    """The bf16 gradient of the MLP's first matrix before it is added to the fp32 buffer."""
+def _matrix_gradient(p: StagePass, layer: Layer) -> int:
+    """The bf16 gradient of the MLP's second matrix before it is added to the fp32 buffer; the first is twice as large."""
     if layer.rows:
-        local = p.model.num_experts // p.layout.expert
-        return 2 * local * 2 * layer.expert_m * layer.h
-    return 2 * 2 * layer.m * layer.h
+        return 2 * (p.model.num_experts // p.layout.expert) * layer.expert_m * layer.h
+    return 2 * layer.m * layer.h
 
 
 def _carried(p: StagePass) -> int:
-    """Bytes a token beside the layers: ids, positions and rotary angles; the stage's input and output on their way."""
+    """Bytes a token beside the layers of a pass without gradients: its inputs; the stage's input and output on their way."""
     sent = ceil_div(2 * p.model.hidden_size, p.layout.residual)
     return _inputs(p) + (2 * sent if p.layout.pipeline > 1 else sent)
 
