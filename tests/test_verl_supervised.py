@@ -195,6 +195,13 @@ def test_what_is_not_modelled_is_refused_by_name(values: dict[str, Any], options
         problem(values, **options)
 
 
+@pytest.mark.parametrize(("strategy", "near"), [("fsdp_2", "fsdp2"), ("megatorn", "megatron")])
+def test_a_strategy_that_the_release_lacks_is_a_slip(strategy: str, near: str) -> None:
+    """A misspelt name is told from one that is only not modelled."""
+    with pytest.raises(ConfigError, match=f"has no such strategy; it has .* Did you mean '{near}'"):
+        problem({"engine.strategy": strategy})
+
+
 def test_what_would_fail_at_any_size_is_said() -> None:
     """Batches that cannot be shared out, sequence parallelism on padding, FSDP1's offload under FSDP2."""
     blocked = problem({"data.train_batch_size": 5}, entry=LEGACY, version="0.4.1").blockers

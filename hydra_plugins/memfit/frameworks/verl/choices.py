@@ -46,10 +46,15 @@ def refuse_unknown_names(view: View, version: str) -> None:
     """Raise `ConfigError` for a name that the release does not have, `NotModelled` for a rollout that is not modelled."""
     _refuse_rollout(view, version)
     for section in (ACTOR, REF, "critic"):
-        _refuse(view, f"{section}.strategy", _known(_STRATEGIES, version), version)
+        refuse_unknown_strategy(view, f"{section}.strategy", version)
     _refuse(view, f"{ROLLOUT}.mode", ("async",) if parse(version) >= _ASYNC_ONLY else ("async", "sync"), version)
     if view.flag(f"{MODEL}.use_fused_kernels", False):
         _refuse(view, f"{MODEL}.fused_kernel_options.impl_backend", _known(_FUSED, version), version)
+
+
+def refuse_unknown_strategy(view: View, key: str, version: str) -> None:
+    """Raise `ConfigError` where ``key`` names a training strategy that the release does not have."""
+    _refuse(view, key, _known(_STRATEGIES, version), version)
 
 
 def unknown_estimator(view: View, version: str) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from hydra_plugins.memfit.base.errors import ConfigError, NotModelled
 from hydra_plugins.memfit.base.units import ceil_div
 from hydra_plugins.memfit.frameworks.verl import defaults, images, supervised_keys, surroundings
 from hydra_plugins.memfit.frameworks.verl.checks import ALLOCATOR_VARIABLES, EXPANDABLE, has_flash_attention
+from hydra_plugins.memfit.frameworks.verl.choices import refuse_unknown_strategy
 from hydra_plugins.memfit.frameworks.verl.read import FSDP_STRATEGIES, master_bytes
 from hydra_plugins.memfit.frameworks.verl.supervised_keys import LEGACY, Keys
 from hydra_plugins.memfit.frameworks.verl.tokens import Batch
@@ -134,6 +135,7 @@ def _gpus(view: View, context: Context) -> tuple[int, int]:
 def _refuse_unmodelled(launch: Launch) -> None:
     unplanned = "or go on unplanned with memfit.strict=false."
     view, key = launch.view, launch.keys.strategy
+    refuse_unknown_strategy(view, key, launch.version)
     if launch.strategy not in FSDP_STRATEGIES:
         raise NotModelled(
             f"{key}={launch.strategy}: memfit models supervised fine-tuning with fsdp and fsdp2. Set {key}=fsdp, {unplanned}"
