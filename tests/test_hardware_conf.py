@@ -129,10 +129,11 @@ COMPOSED_QUICKLY = {"a100-80", "rtx-pro-6000", "v4-16"}
     ],
 )
 def test_a_file_composes_alone(path: Path, tmp_path: Path) -> None:
-    """Appended to a foreign app's config, a file brings its facts at memfit.hardware and the settings beside them."""
+    """In another's folder it is an ordinary file of Hydra: its facts at memfit.hardware, the settings beside them."""
     (tmp_path / "memfit").mkdir()
     (tmp_path / "memfit" / "launch.yaml").write_text("memfit: {margin: 0.05}\n")  # the real one starts the planner
-    (tmp_path / "app.yaml").write_text(f"hydra: {{searchpath: ['file://{conf_dir()}']}}\nmine: 1\n")
+    (tmp_path / "hardware").symlink_to(path.parent)
+    (tmp_path / "app.yaml").write_text("mine: 1\n")
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(tmp_path), version_base="1.2"):
         config = OmegaConf.to_container(compose("app", overrides=[f"+hardware={path.stem}"]))

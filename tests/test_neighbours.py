@@ -188,7 +188,7 @@ def _content(path: Path, folder: Path) -> str:
     """Return a file that Hydra saved; its own record lists memfit among the places to search, and nothing else of it."""
     text = path.read_text()
     if path.name in ("hydra.yaml", "multirun.yaml"):
-        text = re.sub(r"    - path: [^\n]*\n      schema: file\n      provider: memfit\n", "", text)
+        text = re.sub(r"    - path: [^\n]*\n      schema: memfit\n      provider: memfit\n", "", text)
     return _plain(text, folder)
 
 
