@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 from collections.abc import Mapping
 from textwrap import shorten
 from typing import Any
 
 from hydra_plugins.memfit.base.errors import ConfigError, UnknownName
 from hydra_plugins.memfit.frameworks.adapter import Adapter
+from hydra_plugins.memfit.frameworks.installed import installed_version
 
 _ADAPTERS = {
     "verl": "hydra_plugins.memfit.frameworks.verl.adapter:VerlAdapter",
@@ -46,13 +46,7 @@ def adapter(name: str) -> Adapter:
 def assumes_version(name: str, asked: str | None) -> bool:
     """Whether the version of a framework is neither ``asked`` for nor that of an installed package: it is a guess, and said so."""
     package = _PACKAGES.get(name)
-    if asked is not None or package is None:
-        return False
-    try:
-        importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return True
-    return False
+    return asked is None and package is not None and installed_version(package) is None
 
 
 def recognise(config: Mapping[str, Any]) -> Adapter:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-
 from hydra_plugins.memfit.base.errors import ConfigError
+from hydra_plugins.memfit.frameworks.installed import installed_version
 from hydra_plugins.memfit.memory.generation import Software
 
 VERSIONS = (
@@ -26,21 +25,13 @@ VERSIONS = (
 
 def pick(asked: str | None) -> str:
     """Return the version to plan for: asked, installed, or the newest that is known. Raises `ConfigError` below 4.40."""
-    version = asked or installed() or VERSIONS[-1]
+    version = asked or installed_version("transformers") or VERSIONS[-1]
     if numbers(version) < numbers(VERSIONS[0])[:2]:
         raise ConfigError(
             f"transformers {version} is not known; known: {VERSIONS[0]} to {VERSIONS[-1]} and what lies between. "
             f"Set memfit.framework_version={VERSIONS[-1]} if it behaves like that."
         )
     return version
-
-
-def installed() -> str | None:
-    """Return the installed version without importing it, ``None`` where there is none."""
-    try:
-        return importlib.metadata.version("transformers")
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def numbers(version: str) -> tuple[int, ...]:

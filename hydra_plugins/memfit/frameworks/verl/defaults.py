@@ -5,7 +5,6 @@ The data is written from verl's wheels by ``python -m support.verl_defaults`` (t
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import re
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ from types import MappingProxyType
 from typing import Any
 
 from hydra_plugins.memfit.base.errors import ConfigError, UnknownName
+from hydra_plugins.memfit.frameworks import installed
 
 VERSIONS = ("0.4.1", "0.5.0", "0.6.1", "0.7.1", "0.8.0", "0.9.1")
 """Versions whose configs are known, oldest first."""
@@ -69,14 +69,14 @@ def pick_version(version: str | None) -> str:
 
 def installed_version() -> str | None:
     """Return the version of the installed verl, or ``None``. Reads the metadata: verl itself is not imported."""
-    return _installed("verl")
+    return installed.installed_version("verl")
 
 
 def installed_engine_version(name: str) -> str | None:
     """Return the version of the installed rollout engine (``vllm``, ``sglang``), or ``None``. Nothing is imported."""
     if name not in ENGINES:
         raise UnknownName("rollout engine", name, ENGINES)
-    return _installed(name)
+    return installed.installed_version(name)
 
 
 def engine_in_use(version: str, engine: str, *, asked: str | None) -> str:
@@ -123,10 +123,3 @@ def _engines() -> dict[str, Any]:
     assert isinstance(table, dict)
     versions: dict[str, Any] = table["versions"]
     return versions
-
-
-def _installed(distribution: str) -> str | None:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return None
