@@ -78,6 +78,11 @@ def test_the_group_stands_once() -> None:
         "name=x",
         "model=auto",
         "a.1=b",
+        "+hardware=h200",
+        "++a.b=10",
+        "a.path=Qwen/Qwen2.5-3B-Instruct",
+        "a=e5",
+        "a=infinity",
     ],
 )
 def test_a_plain_word_is_read_as_hydra_reads_it(line: str) -> None:
@@ -101,7 +106,9 @@ def test_a_plain_word_is_read_as_hydra_reads_it(line: str) -> None:
         "a={b:1}",
         "a='b'",
         "a=${b}",
-        "+a=b",
+        "a=nan",
+        "a=/data",
+        "+++a=b",
         "~a",
         "a@b=c",
         "a/b=c",
@@ -112,5 +119,5 @@ def test_a_plain_word_is_read_as_hydra_reads_it(line: str) -> None:
     ],
 )
 def test_anything_else_is_left_to_hydras_grammar(line: str) -> None:
-    """A constant, a sweep, a list, a quote, a prefix or a package is no plain word."""
+    """A constant, a sweep, a list, a quote or a package is no plain word."""
     assert overrides._simple(line) is None

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
-from omegaconf import OmegaConf
+import pytest
+from omegaconf import DictConfig, OmegaConf
 
 from hydra_plugins.memfit.compose.plain import ABSENT, Composed, leaves, plain, read, value_at
 
@@ -89,7 +92,59 @@ def test_the_view_agrees_with_plain() -> None:
         {"a": {"b": 4, 1: 2}, "d": "${a}", "e": [1, "${a.b}", {"f": "${a.b}"}], "m": "???", "n": None}
     )
 
-    def unfolded(node: object) -> object:
-        return {key: unfolded(value) for key, value in node.items()} if isinstance(node, Mapping) else node
-
     assert unfolded(Composed.of(config)) == plain(config)
+
+
+def unfolded(node: object) -> object:
+    """Return a view with all that is in it as plain values."""
+    return {key: unfolded(value) for key, value in node.items()} if isinstance(node, Mapping) else node
+
+
+SELECTED = [
+    "${a.b}", "${a.text}", "${a.none}", "${a.missing}", "${a.nothing}", "${a.section}", "${a.list}", "${a.follows}",
+    "${a.section.x}", "${linked.x}", "${lost.x}", "${empty.x}", "${a.b.c}", "${a.list.0}", "${ring.x}", "${p.itself}",
+    "${oc.select:a.b,5}", "${oc.select:a.nothing,5}", "${oc.select:a.missing,5}", "${oc.select:a.none,5}",
+    "${oc.select:a.nothing,null}", "${oc.select:a.nothing,False}", "${oc.select:a.nothing,true}",
+    "${oc.select:nowhere.b,5}", "${oc.select:a.follows,5}", "${oc.select:a.section,5}", "${oc.select:linked.x,5}",
+    "${oc.select:linked.y,5}", "${oc.select:lost.x,5}", "${oc.select:empty.x,5}", "${oc.select:a.b.c,5}",
+    "${oc.select:.itself2,5}", "${oc.select:a.nothing}", "${oc.select:a.nothing,01}", "${oc.select:a.nothing, 5}",
+    "${oc.select:a.nothing,1.5}", "${oc.select:a.nothing,word}", "${oc.select:a.escaped,5}", "${a.b}0", "\\${a.b}",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", SELECTED)
+def test_an_interpolation_gives_what_omegaconf_says(text: str) -> None:
+    """The forms that are resolved without OmegaConf's grammar, and their neighbours, have its values and types."""
+    raw: dict[str, Any] = {
+        "a": {
+            "b": 4, "text": "4", "none": None, "missing": "???", "section": {"x": 1}, "list": [7], "follows": "${a.b}",
+            "escaped": "\\${a.b}",
+        },
+        "p": {"itself": text},
+        "linked": "${a.section}", "lost": "???", "empty": None, "ring": "${ring.x}",
+    }  # fmt: skip
+    view, config = Composed.of(OmegaConf.create(raw)), OmegaConf.create(raw)
+
+    got, known = unfolded(view["p"]["itself"]), plain(config)["p"]["itself"]
+
+    assert (got, type(got)) == (known, type(known))
+
+
+@dataclass
+class Typed:
+    """A section with types of its own, as AReaL's configs have."""
+
+    whole: int = 3
+    ratio: float = "${t.whole}"  # type: ignore[assignment]
+    either: int | str = 4
+    table: dict[str, float] = field(default_factory=lambda: {"k": "${t.whole}"})  # type: ignore[dict-item]
+
+
+def test_what_a_type_converts_is_converted() -> None:
+    """An interpolation in a typed section is the section's: an int becomes its float, in a table as well."""
+    config = OmegaConf.create({"t": Typed, "u": {"ratio": "${t.ratio}"}})
+    assert isinstance(config, DictConfig)
+    view = Composed.of(config)
+
+    assert unfolded(view) == plain(config)
+    assert (type(view["t"]["ratio"]), type(view["t"]["table"]["k"]), view["t"]["either"]) == (float, float, 4)

@@ -19,8 +19,10 @@ from hydra_plugins.memfit.base.errors import ConfigError
 from hydra_plugins.memfit.compose.plain import ABSENT, leaves, value_at
 
 GROUP = "hardware"
-_WORD = re.compile(r"([A-Za-z_]\w*(?:\.\w+)*)=([A-Za-z_][A-Za-z_.-]*|[1-9]\d*)", re.ASCII)
-"""``key=value`` with a value that is one word or number: no sweep, no package, no quotes, nothing to interpolate."""
+_WORD = re.compile(r"(\+{0,2})([A-Za-z_]\w*(?:\.\w+)*)=([A-Za-z_][\w./-]*|[1-9]\d*)", re.ASCII)
+"""``key=value``, ``+key=value``: the value one word, path or number; no sweep, package, quotes, nothing to interpolate."""
+_NO_TEXTS = frozenset(("null", "true", "false", "inf", "nan"))
+_TYPES = {"": OverrideType.CHANGE, "+": OverrideType.ADD, "++": OverrideType.FORCE_ADD}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,13 +66,11 @@ def read_order(lines: Sequence[str], composed: Mapping[str, Any]) -> Order:
 def _simple(line: str) -> Override | None:
     """Return a plain ``key=word`` without asking Hydra's grammar, which takes a third of a millisecond for each."""
     found = _WORD.fullmatch(line)
-    if found is None or found[2].lower() in ("null", "true", "false"):
+    if found is None or found[3].lower() in _NO_TEXTS:
         return None
-    key, word = found.groups()
+    sign, key, word = found.groups()
     value = int(word) if word.isdecimal() else word
-    return Override(
-        type=OverrideType.CHANGE, key_or_group=key, value_type=ValueType.ELEMENT, _value=value, input_line=line
-    )
+    return Override(type=_TYPES[sign], key_or_group=key, value_type=ValueType.ELEMENT, _value=value, input_line=line)
 
 
 def _parsed(line: str) -> Override:

@@ -27,23 +27,33 @@ def write_plan(config: DictConfig, plan: Plan, pinned: Iterable[str], before: Ma
     typed = {key: _typed(value, value_at(before, key)) for key, value in wanted.items()}
     for key, value in typed.items():
         _set(config, key, value)
-    following = {key: value for key, value in held.items() if value is not ABSENT and _follows(config, key)}
+    walked: dict[str, DictConfig | None] = {"": config}
+    following = {key: value for key, value in held.items() if value is not ABSENT and _follows(key, walked)}
     moved = {key: value for key, value in following.items() if read(config, key) != value}
     for key, value in moved.items():
         _set(config, key, value)
     _verify(config, {**(following if moved else {}), **wanted})
 
 
-def _follows(config: DictConfig, key: str) -> bool:
-    """Whether ``key``, or a section that it is in, is an interpolation: nothing else can move with another key."""
-    node: Any = config
-    for part in key.split("."):
-        if not isinstance(node, DictConfig) or part not in node:
-            return True  # a list or a section that cannot be walked: let `read` decide
-        if OmegaConf.is_interpolation(node, part):
-            return True
-        node = node[part] if not OmegaConf.is_missing(node, part) else None
-    return False
+def _follows(key: str, walked: dict[str, DictConfig | None]) -> bool:
+    """Whether ``key``, or a section that it is in, is an interpolation: nothing else can move with another key.
+
+    ``walked``: the sections that were reached without one, by dotted key, with ``""`` for the whole config; knobs share them.
+    """
+    section, _, name = key.rpartition(".")
+    parent = _reached(section, walked)
+    return parent is None or name not in parent or OmegaConf.is_interpolation(parent, name)
+
+
+def _reached(key: str, walked: dict[str, DictConfig | None]) -> DictConfig | None:
+    """Return the section, or ``None`` where the way to it holds an interpolation, a list or nothing."""
+    if key not in walked:
+        above, _, name = key.rpartition(".")
+        parent = _reached(above, walked)
+        is_own = parent is not None and not OmegaConf.is_interpolation(parent, name)
+        node = parent.get(name) if parent is not None and is_own else None
+        walked[key] = node if isinstance(node, DictConfig) else None
+    return walked[key]
 
 
 def _verify(config: DictConfig, expected: Mapping[str, Any]) -> None:
