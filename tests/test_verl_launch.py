@@ -226,8 +226,12 @@ def test_an_unmodelled_launch_stops_unless_told_otherwise(key: str) -> None:
 def test_composing_with_a_plan_stays_near_composing() -> None:
     """Processor time of a composition with ``+hardware=h200`` against the same without: medians, interleaved."""
     case = ("gspo-3b-h200", "micro-batch-32", INSTALLED)
-    pairs = [  # no two launches are the same: a plan is remembered within a process
-        Job(config_dir=job.config_dir, words=[f"trainer.total_epochs={number}", *job.words])
+    length = "data.max_response_length="
+    pairs = [  # no two plans are the same: a process remembers what it planned, and what it reported
+        Job(
+            config_dir=job.config_dir,
+            words=[word.replace(f"{length}4096", f"{length}{4096 + number}") for word in job.words],
+        )
         for number in range(1, 13)
         for job in (launch_without_memfit(case), launch(*case))
     ]
