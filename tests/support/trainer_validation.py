@@ -161,6 +161,8 @@ PARTS: dict[str, tuple[str, Callable[[dict[str, Any]], bool]]] = {
     "layers, checkpointed": ("", lambda case: case["checkpointing"]),
     "layers, all kept": ("", lambda case: not case["checkpointing"]),
     "experts": ("", lambda case: "a3b" in case["model"]),
+    "linear attention": ("gated delta nets", lambda case: case["model"].startswith(("qwen3-next", "qwen3.5"))),
+    "latent attention": ("", lambda case: case["model"].startswith("moonlight")),
     "loss head, entropy trained": ("", lambda case: case["update_entropy"]),
     "loss head, fused": ("", lambda case: case["fused"] != "none"),
     "padded batch": ("", lambda case: case["padded"]),
