@@ -183,3 +183,50 @@ def test_gradients_of_one_tensor_are_summed_in_place(uses: int) -> None:
         level += change * block.num_bytes if block.backward else 0
         peak = max(peak, level)
     assert peak <= 4000 * min(uses, 2) + 100
+
+
+BLOCKS = {
+    "qwen2_vl": ("Qwen2VLVisionBlock", "Qwen2VLVisionConfig", {"embed_dim": 64, "mlp_ratio": 4}),
+    "qwen2_5_vl": ("Qwen2_5_VLVisionBlock", "Qwen2_5_VLVisionConfig", {"hidden_size": 64, "intermediate_size": 176}),
+    "qwen3_vl": ("Qwen3VLVisionBlock", "Qwen3VLVisionConfig", {"hidden_size": 64, "intermediate_size": 192}),
+}
+
+
+def block_allocations(kind: str, device: str) -> list[tuple[str, int]]:
+    """Return operator and bytes of what norms, projection and feed-forward part of a tower's block allocate under autocast."""
+    import importlib
+    from unittest import mock
+
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    from tracer.ledger import Ledger
+    from tracer.vision import layer_norm
+
+    module = importlib.import_module(f"transformers.models.{kind}.modeling_{kind}")
+    block_name, config_name, sizes = BLOCKS[kind]
+    config = getattr(module, config_name)(**sizes, num_heads=4)
+    ledger, autocast = Ledger(), torch_autocast() if device == "cuda" else torch.autocast("cpu", dtype=torch.bfloat16)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch.object(torch.nn.Linear, "reset_parameters", lambda _: None))
+        if device == "cpu":
+            stack.enter_context(mock.patch.object(torch.nn.LayerNorm, "forward", layer_norm))
+        stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+        torch.set_default_dtype(torch.bfloat16)
+        stack.callback(torch.set_default_dtype, torch.float32)
+        with torch.device(device):
+            block = getattr(module, block_name)(config)
+        x = torch.empty(ROWS, 64, dtype=torch.bfloat16, device=device)
+        with ledger, autocast, torch.no_grad():
+            block.attn.proj(block.attn.qkv(block.norm1(x)).narrow(1, 0, 64))
+            block.mlp(block.norm2(x))
+    return sorted((b.op, b.num_bytes) for b in ledger.blocks)
+
+
+@pytest.mark.parametrize("kind", BLOCKS)
+def test_a_vision_tower_runs_as_under_cuda_autocast(kind: str) -> None:
+    """A block of each tower allocates the same under CUDA's autocast and under what the tracer has in its place."""
+    ours = block_allocations(kind, "cpu")
+
+    assert ours == block_allocations(kind, "cuda")
+    assert ("aten.native_layer_norm.default", 4 * ROWS * 64) in ours or kind == "qwen2_5_vl"

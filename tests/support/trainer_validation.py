@@ -95,7 +95,7 @@ def role_of(case: dict[str, Any]) -> Role:
         sequence_parallel=case["ulysses"],
         forward_image_tokens=case.get("image_tokens", 0),
         update_image_tokens=case.get("image_tokens", 0),
-        trains_vision=not case.get("frozen_vision", False),
+        trains_vision=case["strategy"] == "fsdp" or not case.get("frozen_vision", False),
         accumulates=case["micro_batches"] > 1,
         moved_output=case["padded"] or case["ulysses"] > 1,
         unsharded_gradients=case["no_sync"],
@@ -113,8 +113,16 @@ def _trainable(case: dict[str, Any], model: ModelSpec) -> int:
     if case["role"] == "ref":
         return 0
     rank = case["lora_rank"]
-    frozen = model.vision_parameters if case.get("frozen_vision") else 0
-    return lora_parameters(sites=model.lora_sites, rank=rank) if rank else model.parameters - frozen
+    frozen = _frozen(model, case["strategy"]) if model.vision and case.get("frozen_vision") else 0
+    sites = (*model.lora_sites, *(model.vision.lora_sites if model.vision else ()))
+    return lora_parameters(sites=sites, rank=rank) if rank else model.parameters - frozen
+
+
+def _frozen(model: ModelSpec, strategy: str) -> int:
+    """Parameters of a frozen tower without gradients: under FSDP1 those of its blocks, under FSDP2 all."""
+    assert model.vision is not None
+    blocks = model.vision.num_layers * model.vision.layer_parameters
+    return blocks if strategy == "fsdp" else model.vision_parameters
 
 
 def _sharding(case: dict[str, Any], model: ModelSpec) -> Sharding:
@@ -163,6 +171,7 @@ PARTS: dict[str, tuple[str, Callable[[dict[str, Any]], bool]]] = {
     "experts": ("", lambda case: "a3b" in case["model"]),
     "linear attention": ("gated delta nets", lambda case: case["model"].startswith(("qwen3-next", "qwen3.5"))),
     "latent attention": ("", lambda case: case["model"].startswith("moonlight")),
+    "images": ("", lambda case: bool(case.get("image_tokens"))),
     "loss head, entropy trained": ("", lambda case: case["update_entropy"]),
     "loss head, fused": ("", lambda case: case["fused"] != "none"),
     "padded batch": ("", lambda case: case["padded"]),
@@ -226,6 +235,7 @@ def _named(case: dict[str, Any]) -> str:
         "checkpointing": True, "master_dtype": "fp32", "compute_dtype": "bf16", "lora_rank": 0, "temperature": 1.0,
         "log_prob": "flash_ce", "entropy": "compiled", "update_entropy": False, "log_prob_entropy": True, "kl_loss": False,
         "entropy_chunk": 2048, "entropy_checkpointing": False, "fused": "none", "micro_batches": 1, "model": None,
+        "image_tokens": 0, "frozen_vision": False,
     }  # fmt: skip
     special = [f"{k}={v}" for k, v in case.items() if k in usual and v != usual[k] and k != "model"]
     return f"{case['model']} {case['strategy']} x{case['ranks']} {case['tokens']} tokens " + " ".join(special)

@@ -138,13 +138,12 @@ class Engine:
         extra: dict[str, Any] = {}
         if case.fused != "none":
             extra = {"temperature": case.temperature, "return_dict": True, "shift_labels": batch.labels.unsqueeze(0)}
-        positions = batch.position_ids
+        ids, positions = batch.input_ids, batch.position_ids
         if vision.tower(case):
             extra |= self.images
-            positions = vision.position_ids(batch.input_ids)
-        raw = self.module(
-            input_ids=batch.input_ids, attention_mask=None, position_ids=positions, use_cache=False, **extra
-        )
+            ids = vision.input_ids(ids, case)
+            positions = vision.position_ids(ids)
+        raw = self.module(input_ids=ids, attention_mask=None, position_ids=positions, use_cache=False, **extra)
         if case.role == "critic":
             values = self._whole(raw.logits.reshape(-1))
             return value_loss(values, batch) if training else values.detach()
@@ -162,6 +161,9 @@ class Engine:
         return gathered
 
     def _label_states(self) -> None:
+        if self.case.compute_dtype == "fp32":  # no cast copies the pixels, so that they themselves are seen
+            for image in self.images.values():
+                self.recorder.label(image, "images")
         for buffer in self.module.buffers():
             self.recorder.label(buffer, "weights")
         for parameter in self.module.parameters():

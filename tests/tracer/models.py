@@ -118,6 +118,18 @@ SHAPES: dict[str, Shape] = {
     "toy-llama": _shape("llama", 3, 64, 192, 4, 2, 1000, tied=True, head_dim=16),
     "toy-gemma": _shape("gemma3_text", 3, 64, 192, 4, 1, 1000, tied=True, head_dim=32),
     "toy-delta": _shape("qwen3_5_text", 4, 64, 192, 4, 2, 1000, tied=True, head_dim=32, **_delta(2, 4, 16)),
+    "toy-qwen2.5-vl": _shape(
+        "qwen2_5_vl", 3, 64, 176, 4, 2, 1000, tied=True, image_token_id=999,
+        rope_scaling={**_MROPE, "mrope_section": [2, 3, 3]},
+        vision_config={**_TOWER, "depth": 3, "hidden_size": 64, "intermediate_size": 176, "num_heads": 4,
+                       "out_hidden_size": 64},
+    ),
+    "toy-qwen3-vl": _shape(
+        "qwen3_vl", 3, 64, 192, 4, 2, 1000, head_dim=16, image_token_id=999,
+        rope_scaling={**_INTERLEAVED, "mrope_section": [4, 2, 2]},
+        vision_config={"depth": 3, "hidden_size": 64, "intermediate_size": 192, "num_heads": 4, "out_hidden_size": 64,
+                       "num_position_embeddings": 16, "deepstack_visual_indexes": [0, 1]},
+    ),
     "toy-moe": _shape(
         "qwen3_moe", 3, 64, 192, 4, 2, 1000, num_experts=8, num_experts_per_tok=2, moe_intermediate_size=64,
         **{**_MOE, "head_dim": 16},
@@ -139,8 +151,9 @@ def build(name: str, *, dtype: torch.dtype, attention: str, value_head: bool = F
     if vision is None:
         config = AutoConfig.for_model(kind, **shape)
     else:
-        tied = shape["tie_word_embeddings"]
-        config = AutoConfig.for_model(kind, text_config=shape, vision_config=vision, tie_word_embeddings=tied)
+        whole = {key: shape.pop(key) for key in ("image_token_id",) if key in shape}
+        whole["tie_word_embeddings"] = shape["tie_word_embeddings"]
+        config = AutoConfig.for_model(kind, text_config=shape, vision_config=vision, **whole)
     more: dict[str, Any] = {"attn_implementation": attention, "dtype": dtype}
     if shape.get("num_experts"):
         more["experts_implementation"] = "grouped_mm"  # the only one whose shapes do not depend on the router

@@ -184,6 +184,7 @@ def _images() -> Iterator[Options]:
     yield {**small, "role": "ref", "master_dtype": "bf16"}
     yield {**small, "ranks": 1, "frozen_vision": True}
     yield {**small, "strategy": "fsdp2", "frozen_vision": True}
+    yield {**small, "lora_rank": 32}
     large: Options = {**small, "model": "qwen2.5-vl-7b", "ranks": 8}
     yield {**large, "strategy": "fsdp2"}
     yield {**large, "image_tokens": 8 * K, "fused": "triton"}
@@ -204,6 +205,6 @@ def cases() -> list[Case]:
     """Return every case, in a fixed order, without repetition."""
     groups = (
         _dense(), _accumulating(), _heads(), _without_checkpointing(), _experts(), _adapters(), _other_roles(),
-        _shapes_of_batches(), _sharding(), _shapes_of_other_passes(), _linear_attention(), _latent_attention(),
+        _shapes_of_batches(), _sharding(), _shapes_of_other_passes(), _linear_attention(), _latent_attention(), _images(),
     )  # fmt: skip
     return list(dict.fromkeys(Case(**options) for group in groups for options in group))

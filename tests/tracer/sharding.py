@@ -47,6 +47,10 @@ def build_module(case: Case) -> Any:
         model.forward = MethodType(_fused_forward(case.fused), model)
     if case.checkpointing and case.trains:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if (
+        case.frozen_vision and case.checkpointing
+    ):  # transformers 5 alone makes patches ask for gradients; verl 0.7 runs 4
+        model.disable_input_require_grads()
     return _with_adapters(model, case.lora_rank, dtype) if case.lora_rank else model
 
 

@@ -36,8 +36,18 @@ def inputs(case: Case) -> dict[str, torch.Tensor]:
     size = 16 if SHAPES[case.model]["model_type"].startswith("qwen3") else 14
     return {
         "pixel_values": torch.empty(patches(case), 3 * 2 * size * size),
-        "image_grid_thw": torch.empty(1, 3, dtype=torch.int64),
+        "image_grid_thw": torch.zeros(1, 3, dtype=torch.int64),
     }
+
+
+def input_ids(ids: torch.Tensor, case: Case) -> torch.Tensor:
+    """Return the ids of a pack with the images in front, and nowhere else; of the whole group, which embeds before it shares."""
+    if case.ulysses > 1:
+        ids = torch.zeros(ids.shape[0], case.tokens, dtype=ids.dtype)
+    image = SHAPES[case.model].get("image_token_id", 151655)
+    ids.clamp_(max=image - 1)
+    ids[0, : case.image_tokens] = image
+    return ids
 
 
 def position_ids(ids: torch.Tensor) -> torch.Tensor:
@@ -69,8 +79,8 @@ def installed(case: Case, kernel: Kernel) -> Iterator[None]:
             for owner in [value for value in vars(module).values() if hasattr(value, "_deepstack_process")]:
                 stack.enter_context(mock.patch.object(owner, "_deepstack_process", _deepstack))
             for owner in [value for value in vars(module).values() if hasattr(value, "rot_pos_emb")]:
-                stack.enter_context(mock.patch.object(owner, "forward", _autocast(owner.forward)))
-        stack.enter_context(mock.patch.object(torch.nn.LayerNorm, "forward", _layer_norm))
+                stack.enter_context(mock.patch.object(owner, "forward", _autocast(owner.forward, case)))
+        stack.enter_context(mock.patch.object(torch.nn.LayerNorm, "forward", layer_norm))
         replaced = flash._flash_attention_forward
         stack.enter_context(mock.patch.object(flash, "_flash_attention_forward", replaced))
 
@@ -79,7 +89,8 @@ def installed(case: Case, kernel: Kernel) -> Iterator[None]:
 
         stack.enter_context(mock.patch.object(qwen2_vl, "_custom_flash_attention_forward", attend))
         stack.enter_context(mock.patch.object(qwen2_vl, "_flash_use_top_left_mask", False, create=True))
-        stack.enter_context(mock.patch.object(FakeTensor, "item", _item(case), create=True))
+        for owner in (FakeTensor, torch.Tensor):
+            stack.enter_context(mock.patch.object(owner, "item", _item(case), create=True))
         yield
 
 
@@ -94,27 +105,27 @@ def _stand_ins(case: Case) -> dict[str, Any]:
     return {
         "is_flash_attention_requested": lambda *_, **__: True,
         "get_vision_cu_seqlens": lambda *_, **__: ends.clone(),
-        "get_vision_position_ids": lambda *_, **__: torch.empty(rows, 2, dtype=torch.int64),
+        "get_vision_position_ids": lambda *_, **__: torch.zeros(rows, 2, dtype=torch.int64),
         "get_vision_window_index": lambda *_, **__: (torch.arange(rows // 4), ends.clone()),
         "get_vision_bilinear_indices_and_weights": lambda *_, **__: (
-            torch.empty(4, rows, dtype=torch.int64),
+            torch.zeros(4, rows, dtype=torch.int64),
             torch.empty(4, rows),
         ),
     }
 
 
-def _autocast(forward: Callable[..., Any]) -> Callable[..., Any]:
+def _autocast(forward: Callable[..., Any], case: Case) -> Callable[..., Any]:
     """Run a tower as verl runs the whole model, under autocast: the CPU's has the products, CUDA's the norms as well."""
 
     def inside(*args: Any, **kwargs: Any) -> Any:
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=case.compute_dtype == "bf16"):
             return forward(*args, **kwargs)
 
     return inside
 
 
-def _layer_norm(norm: torch.nn.LayerNorm, x: torch.Tensor) -> torch.Tensor:
-    """CUDA's autocast computes it in fp32. Source: aten/src/ATen/autocast_mode.h, AT_FORALL_FP32."""
+def layer_norm(norm: torch.nn.LayerNorm, x: torch.Tensor) -> torch.Tensor:
+    """Return the norm as CUDA's autocast computes it, in fp32. Source: aten/src/ATen/autocast_mode.h, AT_FORALL_FP32."""
     weight, bias = norm.weight.float(), norm.bias.float()
     return torch.nn.functional.layer_norm(x.float(), norm.normalized_shape, weight, bias, norm.eps)
 

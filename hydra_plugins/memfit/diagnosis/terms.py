@@ -124,7 +124,7 @@ def _term(what: str, count: int, columns: int, width: int, key: str, *, certain:
 def _parameter_terms(model: ModelSpec, ranks: int) -> Iterator[Term]:
     units = (
         ("the vocabulary matrix (embedding or lm_head)", model.vocab_size * model.hidden_size),
-        ("all parameters outside the layers", model.root_parameters),
+        ("all parameters outside the layers", model.root_unit_parameters),
         ("one decoder layer", model.layer_parameters),
         ("one matrix of a layer's MLP", model.hidden_size * model.intermediate_size),
         ("all parameters", model.parameters),

@@ -57,7 +57,7 @@ class Sharding:
             version=version,
             ranks=ranks,
             layer=model.layer_parameters,
-            root=model.root_parameters + (tower.root_parameters if tower else 0),
+            root=model.root_unit_parameters,
             vision_layer=tower.layer_parameters if tower else 0,
             vision_root=tower.root_parameters if tower else 0,
             embedding=model.embedding_parameters,
@@ -82,7 +82,7 @@ class Sharding:
     # -- forward ----------------------------------------------------------------------------------------------------
     def root_during_layers_bytes(self) -> int:
         """Return the gathered root while decoder layers run: 2R; FSDP2 has resharded an untied embedding by then."""
-        return 2 * self.root if self.version == 1 or self.tied else 0
+        return 2 * self.root if self.version == 1 or self.tied else 2 * self.vision_root
 
     def root_during_product_bytes(self) -> int:
         """Return what is gathered in the matrix product of lm_head."""
@@ -91,8 +91,8 @@ class Sharding:
         if self.tied:
             return 2 * self.root + (0 if self.single else max(2 * self.layer, self._kept))
         if not self.vocabulary_head:
-            return self._kept
-        return (2 if self.single else 4) * self.embedding + self._kept
+            return 2 * self.vision_root + self._kept
+        return (2 if self.single else 4) * self.embedding + 2 * self.vision_root + self._kept
 
     def root_during_loss_bytes(self) -> int:
         """Return what stays gathered while the loss is computed: FSDP1's root (not under NO_SHARD)."""
@@ -134,10 +134,11 @@ class Sharding:
     # -- backward ---------------------------------------------------------------------------------------------------
     def product_backward_bytes(self, *, gradient: bool) -> int:
         """Return gathered parameters, and the gradient of lm_head (2E), in the backward pass of its matrix product."""
-        unit = self.root if self.version == 1 or self.tied else self.embedding * self.vocabulary_head
+        whole = self.version == 1 or self.tied
+        unit, beside = (self.root, 0) if whole else (self.embedding * self.vocabulary_head, 2 * self.vision_root)
         if self.version == 2 and not self.trainable:
-            return max(4 * unit, self._kept)
-        gathered = 2 * unit
+            return max(4 * unit, self._kept) + beside
+        gathered = 2 * unit + beside
         last_layer = 0 if self.single and self.version == 2 else 2 * self.layer
         written = 2 * self.embedding if gradient and self.trainable else 0
         return gathered + max(last_layer, self._kept) + written
@@ -146,7 +147,7 @@ class Sharding:
         """Return the reduction of an untied lm_head's gradient by FSDP2: 2E, its fp32 copy 4E and the shard 4E/N."""
         if self.version == 1 or self.tied or not self.trainable or not self.vocabulary_head:
             return 0
-        shard = 0 if self.single else ceil_div(4 * self.embedding, self.ranks)
+        shard = (0 if self.single else ceil_div(4 * self.embedding, self.ranks)) + 2 * self.vision_root
         return max(0 if self.single else 2 * self.layer, self._kept) + 6 * self.embedding + shard
 
     def layer_backward_bytes(self, *, left: int, mlp: int) -> int:
@@ -174,20 +175,17 @@ class Sharding:
         kept = max(prefetched, self._still_kept(left - 1))
         return root + kept + 2 * self.layer + max(4 * self.layer + shard, pending)
 
-    def vision_backward_bytes(self, *, feed_forward: int) -> int:
+    def vision_backward_bytes(self, *, first: bool, feed_forward: int) -> int:
         """
         Return what is gathered or waits for reduction inside the backward pass of a vision tower's block.
 
         The gradients of the mergers wait for the end of the pass with the root's; ``feed_forward`` is the size of the weight
-        gradient that exists at that point.
+        gradient that exists at that point. ``first``: the unit before was a decoder layer.
         """
         gradients = 2 * feed_forward + 2 * self.vision_root if self.trainable else 0
         gathered = 2 * self.vision_layer * (1 if self.single else 2)
-        pending = self._vision_pending() if self.version == 2 and self.trainable else 0
+        pending = 4 * (self.layer if first else self.vision_layer) if self.version == 2 and self.trainable else 0
         return self._root_in_backward() + gathered + pending + gradients
-
-    def _vision_pending(self) -> int:
-        return 4 * self.vision_layer
 
     def root_reduction_bytes(self, *, accumulates: bool) -> int:
         """
@@ -214,16 +212,18 @@ class Sharding:
     def _root_in_backward(self) -> int:
         """The gathered root, and the gradient of a vocabulary matrix that waits for the end of the pass."""
         if self.version == 2 and not self.tied:
-            return 0
+            return 2 * self.vision_root
         return 2 * self.root + (2 * self.embedding if self.trainable and self.vocabulary_head else 0)
 
     def _gathered_in_backward(self, left: int) -> int:
-        """The layer in use and the prefetched one; after the last layer FSDP2 prefetches an untied embedding."""
+        """The layer in use and the prefetched one; after the last layer a vision block, or FSDP2's untied embedding."""
         last = left == 1
         if self.version == 2:
-            prefetched = 2 * (self.embedding if last and not self.tied else self.layer)
+            after = self.vision_layer or (self.layer if self.tied else self.embedding)
+            prefetched = 2 * (after if last else self.layer)
             return max(2 * self.layer + (0 if self.single else prefetched), self._still_kept(left))
-        return max(2 * self.layer if self.single or last else 4 * self.layer, self._still_kept(left))
+        prefetched = 0 if self.single else 2 * (self.vision_layer if last else self.layer)
+        return max(2 * self.layer + prefetched, self._still_kept(left))
 
     def _still_kept(self, left: int) -> int:
         """What ``reshard_after_forward=False`` keeps gathered of the ``left`` layers whose backward pass is not over."""

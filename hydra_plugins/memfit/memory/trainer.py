@@ -147,13 +147,12 @@ def _tower_update(p: Pass, resident: int) -> tuple[MemoryBreakdown, ...]:
         )
     ]
     blocks = images.tower.num_layers if images.trained else 0
+    feed_forward = images.tower.hidden_size * images.tower.intermediate_size
     for left in sorted({blocks, min(1, blocks)} - {0}):
         reduced = s.layer * p.layers + s.reduced_first() + s.vision_layer * (blocks - left)
         moments.append(
             _moment(
-                communication=s.vision_backward_bytes(
-                    feed_forward=images.tower.hidden_size * images.tower.intermediate_size
-                ),
+                communication=s.vision_backward_bytes(first=left == blocks, feed_forward=feed_forward),
                 images=images.backward_bytes(left=left, checkpointing=p.checkpointing),
                 gradients=resident or ceil_div(p.gradient_bytes * min(p.gradients, reduced), s.ranks),
             )

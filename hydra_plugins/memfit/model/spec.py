@@ -30,6 +30,8 @@ class VisionSpec:
     """Parameters of one block: an FSDP unit."""
     root_parameters: int
     """Parameters outside the blocks, mergers included: they belong to the root unit."""
+    lora_sites: tuple[tuple[int, int, int], ...]
+    """Linear modules of the tower that ``target_modules=all-linear`` adapts: (in_features, out_features, count)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -111,6 +113,11 @@ class ModelSpec:
         keys = 2 * self.linear_num_key_heads * self.linear_key_head_dim
         channels = keys + self.linear_num_value_heads * self.linear_value_head_dim
         return channels * max(0, self.linear_conv_kernel_dim - 1)
+
+    @property
+    def root_unit_parameters(self) -> int:
+        """Parameters of FSDP's root unit: those of a vision tower outside its blocks are in it."""
+        return self.root_parameters + (self.vision.root_parameters if self.vision else 0)
 
 
 def value_model(model: ModelSpec) -> ModelSpec:

@@ -16,6 +16,8 @@ from hydra_plugins.memfit.model.families import Tower
 from hydra_plugins.memfit.model.spec import VisionSpec
 from hydra_plugins.memfit.model.values import Values
 
+Site = tuple[int, int, int]
+
 
 def _linear(fan_in: int, fan_out: int) -> int:
     return fan_in * fan_out + fan_out
@@ -66,6 +68,7 @@ def _qwen2_spec(values: Values) -> VisionSpec:
     merger = 2 * h + _linear(wide, wide) + _linear(wide, values.size("hidden_size"))
     return VisionSpec(
         **_sizes(values, h, f),
+        lora_sites=(*_block_sites(values, h, f), (wide, wide, 1), (wide, values.size("hidden_size"), 1)),
         feed_forward="quick_gelu",
         rms_norm=False,
         layer_parameters=4 * h + _attention(h) + _linear(h, f) + _linear(f, h),
@@ -79,6 +82,7 @@ def _qwen2_5_spec(values: Values) -> VisionSpec:
     merger = h + _linear(wide, wide) + _linear(wide, values.size("out_hidden_size"))
     return VisionSpec(
         **_sizes(values, h, f),
+        lora_sites=(*_block_sites(values, h, f, up=2), (wide, wide, 1), (wide, values.size("out_hidden_size"), 1)),
         feed_forward="gated",
         rms_norm=True,
         layer_parameters=2 * h + _attention(h) + 2 * _linear(h, f) + _linear(f, h),
@@ -91,6 +95,7 @@ def _qwen3_5_spec(values: Values) -> VisionSpec:
     positions = values.size("num_position_embeddings") * h
     return VisionSpec(
         **_sizes(values, h, f),
+        lora_sites=(*_block_sites(values, h, f), *_qwen3_merger_sites(values, h, 1)),
         feed_forward="gelu",
         rms_norm=False,
         learned_positions=True,
@@ -100,8 +105,12 @@ def _qwen3_5_spec(values: Values) -> VisionSpec:
 
 
 def _qwen3_merger(values: Values, h: int) -> int:
+    return sum(_linear(fan_in, fan_out) for fan_in, fan_out, _ in _qwen3_merger_sites(values, h, 1))
+
+
+def _qwen3_merger_sites(values: Values, h: int, count: int) -> tuple[Site, ...]:
     wide = _merged(values, h)
-    return _linear(wide, wide) + _linear(wide, values.size("out_hidden_size"))
+    return (wide, wide, count), (wide, values.size("out_hidden_size"), count)
 
 
 def _qwen3_spec(values: Values) -> VisionSpec:
@@ -109,7 +118,14 @@ def _qwen3_spec(values: Values) -> VisionSpec:
     plain, h = _qwen3_5_spec(values), values.size("hidden_size")
     mergers = len(values.items("deepstack_visual_indexes") or ())
     more = mergers * (2 * _merged(values, h) + _qwen3_merger(values, h))
-    return replace(plain, num_deepstack=mergers, root_parameters=plain.root_parameters + more)
+    sites = (*_block_sites(values, h, plain.intermediate_size), *_qwen3_merger_sites(values, h, 1 + mergers))
+    return replace(plain, num_deepstack=mergers, root_parameters=plain.root_parameters + more, lora_sites=sites)
+
+
+def _block_sites(values: Values, h: int, f: int, *, up: int = 1) -> tuple[Site, ...]:
+    """qkv, projection, ``up`` inputs of the feed-forward part and its output, of all blocks."""
+    blocks = values.size("depth")
+    return (h, 3 * h, blocks), (h, h, blocks), (h, f, up * blocks), (f, h, blocks)
 
 
 class _Sizes(TypedDict):

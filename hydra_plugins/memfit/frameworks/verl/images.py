@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from hydra_plugins.memfit.base.settings import Lengths
-from hydra_plugins.memfit.frameworks.verl.launch import ACTOR, Launch
+from hydra_plugins.memfit.frameworks.verl.launch import ACTOR, MODEL, Launch
 from hydra_plugins.memfit.frameworks.verl.megatron_keys import is_megatron
 from hydra_plugins.memfit.frameworks.verl.versions import parse
-from hydra_plugins.memfit.frameworks.view import View
+from hydra_plugins.memfit.frameworks.view import MISSING, View
 from hydra_plugins.memfit.model.spec import ModelSpec
 
 FREEZE = f"{ACTOR}.freeze_vision_tower"
+_MODULES = ("model.visual.blocks.0.attn.qkv", "visual.blocks.0.attn.qkv")
+"""A module of the tower, by its names since and before transformers 4.52."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,6 +26,8 @@ class Tower:
     """Its parameters without gradients and moments, on one unsharded copy."""
     has_gradients: bool = True
     """Gradients flow through it, so that its activations are kept."""
+    lora_sites: tuple[tuple[int, int, int], ...] = ()
+    """Its linear modules that adapters are put on."""
 
 
 def per_prompt(lengths: Lengths, prompt: int) -> int:
@@ -44,6 +49,32 @@ def actor_tower(view: View, launch: Launch, *, version: int) -> Tower:
     if version == 2:
         return Tower(frozen_parameters=model.vision_parameters, has_gradients=False)
     return Tower(frozen_parameters=tower.num_layers * tower.layer_parameters)
+
+
+def adapted_tower(view: View, launch: Launch) -> Tower:
+    """
+    Return what is trained of the actor's tower under LoRA: adapters on all of its linear modules, unless they are excluded.
+
+    verl makes the embeddings' output ask for gradients; transformers 5 (verl 0.9) does that to the patch embedding as well, so
+    that activations are kept even without adapters in the tower.
+    """
+    tower = launch.actor_model.vision
+    if tower is None:
+        return Tower()
+    if view.raw(f"{MODEL}.target_modules") in (MISSING, None, "all-linear") and not _excluded(view):
+        return Tower(lora_sites=tower.lora_sites)
+    return Tower(has_gradients=parse(launch.version) >= (0, 9))
+
+
+def _excluded(view: View) -> bool:
+    """Whether peft leaves the tower's modules out: it matches a text as a pattern against whole names, a list against ends."""
+    pattern = view.raw(f"{MODEL}.exclude_modules")
+    if not isinstance(pattern, str):
+        return False
+    try:
+        return any(re.fullmatch(pattern, name) is not None for name in _MODULES)
+    except re.error:
+        return False
 
 
 def is_frozen(view: View, launch: Launch) -> bool:

@@ -156,7 +156,10 @@ def _actor(view: View, launch: Launch, strategy: str, lora_rank: int) -> Role:
     offload_policy = strategy == "fsdp2" and view.flag(f"{section}.offload_policy", False)
     sites = (*model.lora_sites, *(model.expert_lora_sites if launch.behaviour.expert_linears else ()))
     wrapped = sharding(view, launch, model, section=section, strategy=strategy, trainable=not lora_rank)
-    tower = images.actor_tower(view, launch, version=wrapped.version)
+    tower = (
+        images.adapted_tower(view, launch) if lora_rank else images.actor_tower(view, launch, version=wrapped.version)
+    )
+    sites = (*sites, *tower.lora_sites)
     full = model.parameters - tower.frozen_parameters
     trainable = lora_parameters(sites=sites, rank=lora_rank) if lora_rank else full
     packed = view.flag(f"{MODEL}.use_remove_padding", False)
