@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from dataclasses import replace
 from functools import cache
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 from hydra_plugins.memfit.base.settings import Settings
 from hydra_plugins.memfit.cli import main as console
 from hydra_plugins.memfit.cli.launch import read_launch
-from hydra_plugins.memfit.compose.learned import VARIABLE
+from hydra_plugins.memfit.compose.learned import VARIABLE, with_lessons
 from hydra_plugins.memfit.learning import store
 from hydra_plugins.memfit.learning.kind import RESERVED, expectation
 from hydra_plugins.memfit.learning.observe import ran
@@ -23,6 +24,7 @@ from hydra_plugins.memfit.learning.readings import Readings
 from hydra_plugins.memfit.learning.residuals import margin_of
 from hydra_plugins.memfit.planning.search import check
 from support.hydra_app import BATCH, run, write_app
+from support.plans import make_problem
 
 LOG_PROB = "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=4"
 LAUNCH = (
@@ -134,6 +136,20 @@ def test_a_plan_that_died_is_not_made_again(desk: Desk) -> None:
     for index in range(5):
         desk.ran(f"{index}.log", 0.9)
     assert desk.says("check", *asked)[0] == 3
+
+
+def test_a_process_hands_on_what_it_planned_last(tmp_path: Path) -> None:
+    """After a hundred launches the variable is no longer than after sixteen: the C library keeps each text that it had."""
+    environ = {"XDG_STATE_HOME": str(tmp_path), "XDG_DATA_HOME": str(tmp_path), "HOME": str(tmp_path)}
+    problem = make_problem()
+    sizes = []
+    for number in range(100):
+        hardware = replace(problem.hardware, capacity_bytes=problem.hardware.capacity_bytes + number)
+        one = replace(problem, hardware=hardware)
+        assert with_lessons(one, is_own_margin=False, environ=environ, again=lambda margin: problem) == one
+        sizes.append(len(environ[VARIABLE]))
+    assert str(problem.hardware.capacity_bytes + 99) in environ[VARIABLE]
+    assert sizes[-1] == sizes[15] > sizes[0]
 
 
 @pytest.mark.parametrize("how", ["no database", pytest.param("locked", marks=pytest.mark.slow), "unreadable variable"])

@@ -1,7 +1,8 @@
 """What earlier runs of the same kind teach a plan: their margin instead of the default one, and a limit below their deaths.
 
 The first process of a launch that reads the store hands what it found, or that it found nothing, to its children in
-``MEMFIT_LEARNED``: a run that is learned meanwhile must not give two ranks two plans.
+``MEMFIT_LEARNED``: a run that is learned meanwhile must not give two ranks two plans. A process that plans many launches
+hands on those that it planned last.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from hydra_plugins.memfit.memory.breakdown import Estimate
 from hydra_plugins.memfit.planning.problem import Problem
 
 VARIABLE = "MEMFIT_LEARNED"
+_MOST = 16
+"""Launches that the variable holds, newest last: the C library never frees what a variable was set to before."""
 
 
 def with_lessons(
@@ -51,6 +54,7 @@ def _lesson(problem: Problem, environ: MutableMapping[str, str]) -> Lesson:
     name = f"{kind}:{problem.hardware.capacity_bytes}"
     known = _handed_down(environ)
     if name not in known:
+        known = dict(list(known.items())[1 - _MOST :])
         known[name] = asdict(_read(kind, problem.hardware.capacity_bytes, environ))
         environ[VARIABLE] = json.dumps(known)
     try:
