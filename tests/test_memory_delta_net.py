@@ -11,7 +11,9 @@ from hydra_plugins.memfit.memory.activations import Widths, layer_forward_bytes,
 from hydra_plugins.memfit.memory.delta_net import DeltaNet, backward_bytes, fallback_saved_bytes, saved_bytes
 from hydra_plugins.memfit.model.resolve import load
 from hydra_plugins.memfit.planning.roles import Role
+from support.areal_launch import grpo, memfit
 from support.trainer_validation import role_of, rows
+from support.verl_problem import ARR, read_problem
 
 QWEN = load("qwen3.5-4b")
 NET = DeltaNet.of(QWEN)
@@ -51,6 +53,38 @@ def test_the_kernels_that_are_taken_for_granted_are_named(name: str, says: str) 
     assert "flash-linear-attention and causal-conv1d" in note
     assert "needs 16 KiB more for each token" in note
     assert kernel_note(load("qwen3-8b")) == []
+
+
+MEGATRON = {
+    f"{ARR}.actor.strategy": "megatron",
+    f"{ARR}.ref.strategy": "megatron",
+    f"{ARR}.actor.megatron.tensor_model_parallel_size": 2,
+    f"{ARR}.actor.megatron.expert_model_parallel_size": 4,
+}
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({}, "are counted with the kernels of flash-linear-attention and causal-conv1d"),
+        ({f"{ARR}.actor.ulysses_sequence_parallel_size": 4}, "whole ones on every rank (verl issue 7476)"),
+        (MEGATRON, "not modelled in Megatron: they are counted as attention"),
+    ],
+)
+def test_verl_launches_say_what_is_counted(values: dict[str, Any], says: str) -> None:
+    """One warning for a plain launch, one more under Ulysses, another one in Megatron."""
+    launch = {f"{ARR}.model.path": "qwen3-next-80b-a3b", f"{ARR}.model.use_remove_padding": True, **values}
+
+    assert any(says in line for line in read_problem(launch).warnings)
+    assert not any(says in line for line in read_problem({**launch, f"{ARR}.model.path": "qwen3-30b-a3b"}).warnings)
+
+
+def test_areal_launches_are_planned() -> None:
+    """AReaL trains Qwen3.5: the launch has an answer, and says which kernels it counts."""
+    _, answer, err = memfit("check", "h100", grpo(actor__path="Qwen/Qwen3.5-4B", allocation_mode="sglang:d4+fsdp:d4"))
+
+    assert answer, err
+    assert any("flash-linear-attention" in line for line in answer["warnings"])
 
 
 @pytest.mark.verl
