@@ -172,6 +172,7 @@ PARTS: dict[str, tuple[str, Callable[[dict[str, Any]], bool]]] = {
     "linear attention": ("gated delta nets", lambda case: case["model"].startswith(("qwen3-next", "qwen3.5"))),
     "latent attention": ("", lambda case: case["model"].startswith("moonlight")),
     "images": ("", lambda case: bool(case.get("image_tokens"))),
+    "gpt-oss": ("", lambda case: case["model"].startswith("gpt-oss")),
     "loss head, entropy trained": ("", lambda case: case["update_entropy"]),
     "loss head, fused": ("", lambda case: case["fused"] != "none"),
     "padded batch": ("", lambda case: case["padded"]),

@@ -99,6 +99,10 @@ SHAPES: dict[str, Shape] = {
         n_routed_experts=64, n_shared_experts=2, num_experts_per_tok=6, moe_intermediate_size=1408,
         first_k_dense_replace=1, n_group=1, topk_group=1, num_experts=64,
     ),
+    "gpt-oss-20b": _shape(
+        "gpt_oss", 24, 2880, 2880, 64, 8, 201088, head_dim=64, sliding_window=128, num_local_experts=32, num_experts_per_tok=4,
+        num_experts=32,
+    ),
     "qwen3-next-80b-a3b": _shape(
         "qwen3_next", 48, 2048, 5120, 16, 2, _Q,
         num_experts=512, num_experts_per_tok=10, moe_intermediate_size=512, shared_expert_intermediate_size=512,

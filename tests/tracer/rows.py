@@ -164,6 +164,12 @@ def _latent_attention() -> Iterator[Options]:
     yield {**base, "tokens": 4 * K, "strategy": "fsdp2", "checkpointing": False}
 
 
+def _clamped_experts() -> Iterator[Options]:
+    """gpt-oss: experts with biases, a clamp and a sigmoid of their own."""
+    yield {"model": "gpt-oss-20b", "ranks": 8, "tokens": 16 * K, "fused": "triton"}
+    yield {"model": "gpt-oss-20b", "ranks": 8, "tokens": 4 * K, "strategy": "fsdp2", "checkpointing": False}
+
+
 def _sharding() -> Iterator[Options]:
     for model, ranks, tokens in (("llama-3.2-1b", 4, 8 * K), ("qwen2.5-7b", 8, 8 * K)):
         for strategy in ("fsdp", "fsdp2"):
@@ -205,6 +211,7 @@ def cases() -> list[Case]:
     """Return every case, in a fixed order, without repetition."""
     groups = (
         _dense(), _accumulating(), _heads(), _without_checkpointing(), _experts(), _adapters(), _other_roles(),
-        _shapes_of_batches(), _sharding(), _shapes_of_other_passes(), _linear_attention(), _latent_attention(), _images(),
+        _shapes_of_batches(), _sharding(), _shapes_of_other_passes(), _linear_attention(), _latent_attention(), _clamped_experts(),
+        _images(),
     )  # fmt: skip
     return list(dict.fromkeys(Case(**options) for group in groups for options in group))

@@ -20,8 +20,10 @@ _SANDWICH_NORMS = ("gemma2", "gemma3")
 """Model types (prefixes) with a norm before and after both attention and MLP."""
 _REPEATED_KV = ("qwen2_vl", "qwen2_5_vl")
 """Model types whose keys and values verl repeats for every query head before the kernel; their RoPE has three tables."""
-_FP32_SCALED = ("qwen3_next", "qwen3_5")
+_FP32_SCALED = ("qwen3_next", "qwen3_5", "gpt_oss")
 """Model types (prefixes) whose norms multiply by their weight in fp32, as Gemma's do."""
+_CLAMPED = ("gpt_oss",)
+"""Model types (prefixes) whose experts add biases, clamp both halves and apply a sigmoid of their own, each a tensor."""
 _GATED_SHARED = ("qwen",)
 """Model types (prefixes) that multiply the shared expert's output by a gate."""
 _FP32_ROUTED = ("deepseek", "kimi", "glm4_moe")
@@ -50,6 +52,8 @@ class Widths:
     shared_m: int
     shared_gate: bool = False
     """The shared expert's output is multiplied by a gate, so that it is saved."""
+    clamped: bool = False
+    """Experts keep biases, clamps and a sigmoid as tensors of their own (gpt-oss)."""
     fp32_routed: bool = False
     """The router keeps its input in fp32, and the experts' rows are multiplied by fp32 weights (DeepSeek)."""
     latent: int = 0
@@ -59,7 +63,7 @@ class Widths:
     output_gate: bool = False
     """Attention's output is multiplied by a gate, which the query's projection makes too."""
     fp32_scaled: bool = False
-    """Norms multiply by their weight in fp32: their normalised input is kept in 4 bytes (Qwen3-Next, Qwen3.5)."""
+    """Norms multiply by their weight in fp32: their normalised input is kept in 4 bytes (Qwen3-Next, Qwen3.5, gpt-oss)."""
     delta: DeltaNet | None = None
     """The layer has a gated delta net in place of attention."""
     moved_output: bool = False
@@ -104,6 +108,7 @@ class Widths:
             expert_m=model.moe_intermediate_size,
             shared_m=model.shared_expert_intermediate_size,
             shared_gate=model.model_type.startswith(_GATED_SHARED),
+            clamped=model.model_type.startswith(_CLAMPED),
             fp32_routed=model.model_type.startswith(_FP32_ROUTED),
             latent=model.kv_lora_rank + model.q_lora_rank,
             values=model.num_attention_heads * model.v_head_dim if mla and model.v_head_dim != q_head else 0,
@@ -156,7 +161,11 @@ def _attention_saved_bytes(w: Widths) -> int:
 def _moe_saved_bytes(w: Widths) -> int:
     """Gathered inputs and outputs of the active experts, their MLP, the router's fp32 softmax and indices."""
     rows = w.active_experts
-    experts = rows * (4 * w.h + 8 * w.expert_m) + 8 * w.shared_m + (2 * w.h if w.shared_m and w.shared_gate else 0)
+    experts = (
+        rows * (4 * w.h + (14 if w.clamped else 8) * w.expert_m)
+        + 8 * w.shared_m
+        + (2 * w.h if w.shared_m and w.shared_gate else 0)
+    )
     router = 6 * w.experts + 24 * rows + (4 * w.h if w.fp32_routed else 0)
     return experts + router
 
@@ -194,7 +203,7 @@ def layer_forward_bytes(w: Widths) -> int:
     Return the workspace of one layer's forward pass without gradients, per token.
 
     MLP 6m + 8h (gate, up, product; two norms); e experts of a token at least 8eh + 8h, when their rows are put back into
-    order (12eh after fp32 weights); a delta net `delta_net.forward_bytes`.
+    order (12eh after fp32 weights; gpt-oss e (18m + 2h) + 8h); a delta net `delta_net.forward_bytes`.
     """
     mixer = delta_net.forward_bytes(w.delta, hidden=w.h) if w.delta else 0
     return max(mixer, _feed_forward_bytes(w))
@@ -204,6 +213,8 @@ def _feed_forward_bytes(w: Widths) -> int:
     if not w.experts:
         return 6 * w.m + 8 * w.h
     rows = w.active_experts
+    if w.clamped:
+        return rows * (18 * w.expert_m + 2 * w.h) + 8 * w.h
     inside = 8 * w.h + 4 * rows * w.h + 6 * (rows * w.expert_m + w.shared_m) + 6 * w.experts
     return max(inside, (12 if w.fp32_routed else 8) * rows * w.h + 8 * w.h + 2 * w.experts + 40 * rows)
 
