@@ -7,6 +7,7 @@ nothing of memfit, so the same program also composes where memfit does not exist
 from __future__ import annotations
 
 import base64
+import gc
 import json
 import os
 import subprocess
@@ -34,6 +35,8 @@ class Job:
     environ: dict[str, str] = field(default_factory=dict)
     validate: bool = False
     """Let the installed verl check what was composed; its objection is the job's `Composed.error`."""
+    count: bool = False
+    """Count the calls of functions, which slows the composition: `Composed.seconds` is of no use then."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,6 +49,8 @@ class Composed:
     seconds: float
     """Processor time, which does not count what else the machine does."""
     error: str
+    calls: int = 0
+    """Calls of Python's and C's functions while it was composed, the same in each run; 0 where none were counted."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -133,6 +138,25 @@ def assert_memfit_is_absent() -> None:
         raise SystemExit("memfit is installed as a wheel in this environment; these tests need a checkout of it")
 
 
+class _Calls:
+    """Counts the calls of functions in its block, where it is asked to."""
+
+    def __init__(self, is_asked: bool) -> None:
+        self._is_asked = is_asked
+        self.number = 0
+
+    def __enter__(self) -> _Calls:
+        if self._is_asked:
+            sys.setprofile(self._count)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        sys.setprofile(None)
+
+    def _count(self, frame: object, event: str, argument: object) -> None:
+        self.number += event in ("call", "c_call")
+
+
 def _compose(job: Mapping[str, Any]) -> dict[str, Any]:
     import cloudpickle
     from hydra import compose, initialize_config_dir
@@ -140,9 +164,10 @@ def _compose(job: Mapping[str, Any]) -> dict[str, Any]:
 
     before = dict(os.environ)
     os.environ.update(job["environ"])
+    gc.collect()  # none pays for the garbage of another
     start = time.process_time()
     try:
-        with initialize_config_dir(job["config_dir"], version_base=None):
+        with _Calls(job["count"]) as calls, initialize_config_dir(job["config_dir"], version_base=None):
             config = compose(job["config_name"], overrides=job["words"])
         seconds = time.process_time() - start
         if job["validate"]:
@@ -153,6 +178,7 @@ def _compose(job: Mapping[str, Any]) -> dict[str, Any]:
             "pickled": base64.b64encode(cloudpickle.dumps(config)).decode(),
             "seconds": seconds,
             "error": "",
+            "calls": calls.number,
         }
     except Exception as error:
         return {"yaml": "", "resolved": {}, "pickled": "", "seconds": 0.0, "error": _whole_text(error)}
