@@ -73,7 +73,6 @@ WRONG = [
     ("margin", math.inf, "from 0 to below 1"),
     ("margin", "0.1", "from 0 to below 1"),
     ("margin", True, "from 0 to below 1"),
-    ("margin", None, "from 0 to below 1"),
     ("strict", "no", "true or false"),
     ("strict", 1, "true or false"),
     ("allow_semantic", "yes", "true or false"),

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 
-from hydra_plugins.memfit.base.settings import Settings
 from hydra_plugins.memfit.cli import main as console
 from hydra_plugins.memfit.cli.launch import read_launch
 from hydra_plugins.memfit.compose.learned import VARIABLE, with_lessons
@@ -22,6 +21,7 @@ from hydra_plugins.memfit.learning.kind import RESERVED, expectation
 from hydra_plugins.memfit.learning.observe import ran
 from hydra_plugins.memfit.learning.readings import Readings
 from hydra_plugins.memfit.learning.residuals import margin_of
+from hydra_plugins.memfit.memory.allocator import DEFAULT_MARGIN, EXPANDABLE
 from hydra_plugins.memfit.planning.search import check
 from support.hydra_app import BATCH, run, write_app
 from support.plans import make_problem
@@ -93,7 +93,7 @@ def desk(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest
 def test_runs_replace_the_default_margin(desk: Desk) -> None:
     """Runs that needed more raise it at once, three lower it; the plan says so, and your own margin wins."""
     kind = desk.ran("a.log", 1.1)
-    assert kind["margin"] == pytest.approx(margin_of([1.1], Settings().margin), abs=0.0011)
+    assert kind["margin"] == pytest.approx(margin_of([1.1], DEFAULT_MARGIN[EXPANDABLE]), abs=0.0011)
     raised = desk.json("check", *ONE_NODE, SMALL)
     assert raised["budget_bytes"] < desk.json("check", *ONE_NODE, SMALL, "memfit.learned=false")["budget_bytes"]
     assert any("learned from 1 run of this kind" in said for said in raised["warnings"])
@@ -102,7 +102,7 @@ def test_runs_replace_the_default_margin(desk: Desk) -> None:
     assert desk.says("learn", "--forget", kind["kind"])[:2] == (0, "forgotten: 1 run\n")
     for name in ("a.log", "b.log", "c.log"):
         kind = desk.ran(name, 1.0)
-    assert kind["margin"] == pytest.approx(margin_of([1.0] * 3, Settings().margin), abs=0.0011)
+    assert kind["margin"] == pytest.approx(margin_of([1.0] * 3, DEFAULT_MARGIN[EXPANDABLE]), abs=0.0011)
     assert [seen["outcome"] for seen in kind["runs"]] == ["ran"] * 3
 
 
@@ -248,7 +248,7 @@ def test_all_processes_of_a_launch_learn_the_same(desk: Desk) -> None:
 
     def margin() -> float:
         args = console.parse(["check", *ONE_NODE, SMALL])
-        return read_launch(args).problem.settings.margin
+        return read_launch(args).problem.margin.share
 
     first = margin()
     handed = os.environ[VARIABLE]

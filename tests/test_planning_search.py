@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hydra_plugins.memfit.base.errors import ConfigError, NoPlanFits
 from hydra_plugins.memfit.base.settings import Settings
 from hydra_plugins.memfit.hardware.spec import Hardware
+from hydra_plugins.memfit.memory.allocator import Margin
 from hydra_plugins.memfit.memory.breakdown import Estimate, HostEstimate, MemoryBreakdown, PhaseEstimate
 from hydra_plugins.memfit.model.spec import ModelSpec
 from hydra_plugins.memfit.planning.problem import SOLVE, Knob, Problem
@@ -75,6 +76,7 @@ def problem(*knobs: Knob, budget: int = 1000, host: int = 0, settings: Settings 
         gpus_per_node=1,
         nodes=1,
         settings=settings or Settings(),
+        margin=Margin(share=0.0),
         knobs=knobs,
         estimate=lambda values: predict(values, budget, host),
     )

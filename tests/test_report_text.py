@@ -80,7 +80,7 @@ def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         "verl 0.9.1 on 1 x h200",
         "fits with 2 changed values: update_actor is the tightest, 91.00 GiB of 130.00 GiB",
         "NVIDIA H200, 139.70 GiB usable (conf/hardware/h200.yaml), 1.00 GiB held by other processes",
-        "5% kept free (memfit.margin=0.05)",
+        "5% kept free (memfit.margin=0.05, expandable segments)",
         "Qwen/Qwen2.5-3B-Instruct, 3.09 B parameters (conf/model/qwen2.5-3b.yaml)",
         "host 90.00 GiB of 1500.00 GiB",
         "old_log_prob 206.00 40.00 130.00",

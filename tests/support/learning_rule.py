@@ -12,8 +12,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from hydra_plugins.memfit.base.settings import Settings
 from hydra_plugins.memfit.learning.residuals import margin_of
+from hydra_plugins.memfit.memory.allocator import DEFAULT_MARGIN, EXPANDABLE
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "learning.md"
 BEGIN, END = "<!-- rule: begin -->", "<!-- rule: end -->"
@@ -40,7 +40,7 @@ RESIDUALS: dict[str, Draw] = {
 def simulate(draw: Draw, num_runs: int, trials: int = TRIALS) -> tuple[float, float]:
     """Return the share of later runs above the margin learned from ``num_runs`` runs, and that margin's median."""
     generator = random.Random(20261121 + num_runs)
-    default, above, margins = Settings().margin, 0, []
+    default, above, margins = DEFAULT_MARGIN[EXPANDABLE], 0, []
     for _ in range(trials):
         margin = margin_of([math.exp(draw(generator)) for _ in range(num_runs)], default)
         margins.append(margin)

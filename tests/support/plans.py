@@ -8,6 +8,7 @@ from dataclasses import replace
 from hydra_plugins.memfit.base.settings import Settings
 from hydra_plugins.memfit.base.units import GIB
 from hydra_plugins.memfit.hardware.spec import Hardware
+from hydra_plugins.memfit.memory.allocator import EXPANDABLE, Margin
 from hydra_plugins.memfit.memory.breakdown import Estimate, HostEstimate, MemoryBreakdown, PhaseEstimate
 from hydra_plugins.memfit.model.spec import ModelSpec
 from hydra_plugins.memfit.planning.problem import Change, Plan, Problem
@@ -85,6 +86,7 @@ def make_problem(requested: Estimate = FITS, **values: object) -> Problem:
         gpus_per_node=1,
         nodes=1,
         settings=Settings(),
+        margin=Margin(share=0.05, segments=EXPANDABLE),
         knobs=(),
         estimate=lambda _: requested,
     )

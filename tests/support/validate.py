@@ -16,6 +16,7 @@ from pathlib import Path
 from statistics import median
 
 from hydra_plugins.memfit.memory import xla_training
+from hydra_plugins.memfit.memory.allocator import CAUTIOUS_MARGIN, DEFAULT_MARGIN, EXPANDABLE, ORDINARY
 from support import (
     areal_validation,
     case_validation,
@@ -127,10 +128,14 @@ def _megatron() -> Iterator[Figure]:
 
 
 def _reserved() -> Iterator[Figure]:
-    for expandable, kind, quantile in ((True, "expandable", 0.99), (False, "ordinary", 0.5)):
+    for expandable, quantile, bound in (
+        (True, 0.99, DEFAULT_MARGIN[EXPANDABLE]),
+        (False, 0.75, DEFAULT_MARGIN[ORDINARY]),
+        (False, 0.95, CAUTIOUS_MARGIN),
+    ):
         needed = reserved_validation.quantile(reserved_validation.margins(expandable=expandable), quantile)
-        claim = f"replayed steps, {kind} segments, 80 GB: margin that {quantile:.0%} need"
-        yield Figure(claim=claim, value=needed, bound=reserved_validation.MARGIN)
+        kind = reserved_validation.SEGMENTS[expandable]
+        yield Figure(claim=f"replayed steps, {kind}, 80 GB: margin that {quantile:.0%} need", value=needed, bound=bound)
 
 
 def _generation() -> Iterator[Figure]:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 RESOLUTION = 0.004
 """Of the live bytes: how closely the smallest limit is searched."""
 STEPS, MICRO_BATCHES = 2, 4
+FEWEST_TOKENS, MOST_TOKENS = 1 << 10, 1 << 16
+"""A case that fills a device with fewer or more tokens on a rank is not replayed on it: nobody trains so."""
 
 
 class Request(NamedTuple):
@@ -144,9 +146,36 @@ def _sequence(draw: random.Random) -> float:
     return min(1.0, prompt + response)
 
 
+def filling(case: Case, script: Script, num_bytes: int) -> int | None:
+    """Return the tokens of a full micro-batch with which the live peak is about ``num_bytes``; ``None`` where none is."""
+    step = math.lcm(case.ulysses, case.sequences)
+    low, high = 0, 1
+    while _live_peak(script, high * step) < num_bytes:
+        low, high = high, 2 * high
+    while high - low > max(1, low // 100):
+        middle = (low + high) // 2
+        low, high = (middle, high) if _live_peak(script, middle * step) < num_bytes else (low, middle)
+    return low * step if FEWEST_TOKENS <= low * step / case.ulysses <= MOST_TOKENS else None
+
+
+def _live_peak(script: Script, tokens: int) -> int:
+    """Return the most that is live while an update accumulates gradients, whatever the allocator."""
+    sizes: dict[int, int] = {}
+    live = peak = 0
+    for request in (*script.weights, *script.optimizer_states, *script.first, *script.next):
+        if request.base is None:
+            live -= sizes.pop(request.key, 0)
+        elif (asked := int(request.base + request.slope * tokens + 0.5)) > 0:
+            sizes[request.key] = rounded(asked)
+            live += sizes[request.key]
+            peak = max(peak, live)
+    return peak
+
+
 def acts(case: Case, tokens: int, *, kind: str, offload: bool) -> Iterator[Act]:
-    """Yield what a process does in its first steps; drawn from the case and the kind alone."""
-    seed = hashlib.sha256(f"{sorted(case.changed().items())} {kind} {offload}".encode()).digest()
+    """Yield what a process does in its first steps; drawn from the case, its tokens and the kind alone."""
+    other = "" if tokens == case.tokens else f" {tokens}"
+    seed = hashlib.sha256(f"{sorted(case.changed().items())}{other} {kind} {offload}".encode()).digest()
     draw = random.Random(seed)
     yield Act("load")
     for number in range(STEPS):

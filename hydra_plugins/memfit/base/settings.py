@@ -26,8 +26,8 @@ class Settings:
 
     goal: str = "fit"
     """``fit`` keeps what fits and changes the least; ``fast`` retunes every neutral knob for speed."""
-    margin: float = 0.05
-    """Share of the usable capacity that is kept free, 0 <= margin < 1."""
+    margin: float | None = None
+    """Share of the usable capacity that is kept free, 0 <= margin < 1; ``None``: the default of the allocator that runs."""
     learned: bool = True
     """Use what `memfit learn` has kept of earlier runs of the same kind."""
     strict: bool = True

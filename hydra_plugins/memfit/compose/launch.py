@@ -50,7 +50,7 @@ class Launch:
         context = self._context(settings, pinned)
         problem = with_lessons(
             adapter.problem(self.config, context),
-            is_own_margin="memfit.margin" in self.order.settings or settings.margin != Settings().margin,
+            is_own_margin=settings.margin is not None,
             environ=os.environ,
             again=lambda margin: adapter.problem(
                 self.config, replace(context, settings=replace(settings, margin=margin))

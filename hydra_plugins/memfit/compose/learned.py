@@ -17,6 +17,7 @@ from hydra_plugins.memfit.base.units import gib
 from hydra_plugins.memfit.learning.kind import digest, kind_of
 from hydra_plugins.memfit.learning.lesson import ANY_PHASE, Lesson, lesson_of
 from hydra_plugins.memfit.learning.where import store_path
+from hydra_plugins.memfit.memory.allocator import DEFAULT_MARGIN
 from hydra_plugins.memfit.memory.breakdown import Estimate
 from hydra_plugins.memfit.planning.problem import Problem
 
@@ -42,7 +43,7 @@ def with_lessons(
         return _saying(problem, _unused(lesson)) if lesson.runs or lesson.limits else problem
     taught = problem
     if lesson.margin is not None and not is_own_margin:
-        taught = again(lesson.margin) if lesson.margin != problem.settings.margin else problem
+        taught = again(lesson.margin) if lesson.margin != problem.margin.share else problem
         taught = _saying(taught, _said(lesson))
     if lesson.limits:
         taught = replace(_saying(taught, _limits_said(lesson)), estimate=_limited(taught.estimate, lesson.limits))
@@ -55,7 +56,7 @@ def _lesson(problem: Problem, environ: MutableMapping[str, str]) -> Lesson:
     known = _handed_down(environ)
     if name not in known:
         known = dict(list(known.items())[1 - _MOST :])
-        known[name] = asdict(_read(kind, problem.hardware.capacity_bytes, environ))
+        known[name] = asdict(_read(kind, problem, environ))
         environ[VARIABLE] = json.dumps(known)
     try:
         return Lesson(**known[name])
@@ -77,7 +78,7 @@ def _unreadable() -> ConfigError:
     return ConfigError(f"{VARIABLE} cannot be read. memfit sets it for the processes of one launch: unset {VARIABLE}.")
 
 
-def _read(kind: str, capacity: int, environ: Mapping[str, str]) -> Lesson:
+def _read(kind: str, problem: Problem, environ: Mapping[str, str]) -> Lesson:
     file = store_path(environ)
     try:
         if not file.exists():
@@ -90,7 +91,7 @@ def _read(kind: str, capacity: int, environ: Mapping[str, str]) -> Lesson:
         found = store.read(file, kind)
     except store.StoreError as error:
         return Lesson(trouble=str(error))
-    return lesson_of(found, capacity)
+    return lesson_of(found, problem.hardware.capacity_bytes, default=DEFAULT_MARGIN[problem.margin.segments])
 
 
 def _limited(

@@ -48,9 +48,11 @@ def _flag(key: str, value: Any) -> bool:
     return value
 
 
-def _share(key: str, value: Any) -> float:
+def _share(key: str, value: Any) -> float | None:
+    if value is None:
+        return None
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1 or math.isnan(value):
-        raise _refuse(key, value, "a number from 0 to below 1 (a share of the capacity)", "0.05")
+        raise _refuse(key, value, "a number from 0 to below 1 (a share of the capacity), or null", "0.05")
     return float(value)
 
 

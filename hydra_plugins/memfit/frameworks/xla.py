@@ -93,7 +93,7 @@ def indivisible(model: ModelSpec, mesh: Mesh) -> tuple[str, ...]:
 def budget(context: Context) -> int:
     """Return the bytes of one device that a phase may use."""
     hardware = context.hardware
-    return int(hardware.capacity_bytes * (1 - context.settings.margin)) - hardware.held_bytes
+    return int(hardware.capacity_bytes * (1 - context.margin.share)) - hardware.held_bytes
 
 
 def train_phase(

@@ -19,14 +19,15 @@ RESERVED, DEVICE = "reserved", "device"
 def kind_of(problem: Problem) -> dict[str, str]:
     """Return what makes two runs alike: they share formulas, constants and allocator, and so their errors.
 
-    Framework and its release line, what the adapter says (training strategy, engine), family and size of the model,
-    accelerator, and whether ranks talk to each other. Sizes of batches and lengths are no part of it: the formulas know
-    them.
+    Framework and its release line, what the adapter says (training strategy, engine), kind of torch's segments, family and
+    size of the model, accelerator, and whether ranks talk to each other. Sizes of batches and lengths are no part of it:
+    the formulas know them.
     """
     model = problem.model
     return {
         "framework": f"{problem.framework} {release_line(problem.framework_version)}",
         **problem.alike,
+        **({"allocator": problem.margin.segments} if problem.margin.segments else {}),
         "model": f"{model.model_type} {size_class(model.parameters)}",
         "hardware": problem.hardware.name,
         "ranks": "one" if problem.gpus_per_node * problem.nodes == 1 else "several",
@@ -64,7 +65,7 @@ def expectation(plan: Plan) -> dict[str, Any]:
         "kind": kind_of(problem),
         "capacity_bytes": problem.hardware.capacity_bytes,
         "held_bytes": problem.hardware.held_bytes,
-        "margin": problem.settings.margin,
+        "margin": problem.margin.share,
         "predicted": {DEVICE: max(phase.peak_bytes for phase in estimate.phases), RESERVED: _reserved(estimate)},
         "phases": {phase.name: phase.whole_bytes for phase in estimate.phases},
     }

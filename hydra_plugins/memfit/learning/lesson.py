@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from hydra_plugins.memfit import __version__
-from hydra_plugins.memfit.base.settings import Settings
 from hydra_plugins.memfit.learning.residuals import limit_of, margin_of
 
 if TYPE_CHECKING:
@@ -30,8 +29,8 @@ class Lesson:
     """Why the store could not be read."""
 
 
-def lesson_of(found: Sequence[Observation], capacity: int) -> Lesson:
-    """Return what the observations of one kind teach a launch on devices of ``capacity`` bytes.
+def lesson_of(found: Sequence[Observation], capacity: int, *, default: float) -> Lesson:
+    """Return what the observations of one kind, of that ``default`` margin, teach a launch on devices of ``capacity`` bytes.
 
     A residual counts for the version whose formulas left it; that a run died counts for all.
     """
@@ -41,5 +40,5 @@ def lesson_of(found: Sequence[Observation], capacity: int) -> Lesson:
         if seen.outcome == "oom":
             limit = limit_of(predicted=seen.predicted, needed=seen.observed, capacity=seen.capacity, now=capacity)
             limits[seen.phase] = min(limit, limits.get(seen.phase, limit))
-    margin = margin_of(ratios, Settings().margin) if ratios else None
+    margin = margin_of(ratios, default) if ratios else None
     return Lesson(margin=margin, runs=len(ratios), limits=limits)

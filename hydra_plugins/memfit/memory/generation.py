@@ -13,8 +13,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from hydra_plugins.memfit.memory.allocator import FRAGMENTATION_SHARE
 from hydra_plugins.memfit.memory.breakdown import MemoryBreakdown
-from hydra_plugins.memfit.memory.overheads import FRAGMENTATION_SHARE, trainer_context_bytes
+from hydra_plugins.memfit.memory.overheads import trainer_context_bytes
 from hydra_plugins.memfit.memory.sampling import FP32, INT64, Sampler, held_scores, sampler_bytes
 from hydra_plugins.memfit.model.spec import ModelSpec
 

@@ -36,10 +36,6 @@ GRAPH_BYTES_PER_LAYER = 24 * MIB
 SGLANG_GRAPH_BYTES_PER_LAYER = 12 * MIB
 """SGLang captures decode batches only; an estimate."""
 
-FRAGMENTATION_SHARE = {True: 0.03, False: 0.06}
-"""Reserved above allocated, as a share of what a pass allocates and frees, with expandable segments and without. Estimates; held
-against replayed steps in docs/validation/reserved.md: above their median with expandable segments, below it without."""
-
 
 def trainer_context_bytes(*, world_size: int) -> int:
     """Return what a training process holds outside torch's allocator."""
@@ -50,11 +46,6 @@ def engine_context_bytes(*, tensor_parallel: int, in_process: bool) -> int:
     """Return what an inference engine holds outside its pools; in the trainer's process the CUDA context is shared."""
     own = 0 if in_process else ENGINE_CONTEXT_BYTES
     return own + (ENGINE_TENSOR_PARALLEL_BYTES if tensor_parallel > 1 else 0)
-
-
-def fragmentation_bytes(transient: int, *, expandable_segments: bool) -> int:
-    """Return the reserved bytes that no tensor uses at the peak of a pass that allocates ``transient`` bytes."""
-    return int(transient * FRAGMENTATION_SHARE[expandable_segments])
 
 
 HOST_PROCESS_BYTES = 4 * GIB

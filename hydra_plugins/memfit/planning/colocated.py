@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from hydra_plugins.memfit.memory import engine as engines
+from hydra_plugins.memfit.memory.allocator import fragmentation_bytes
 from hydra_plugins.memfit.memory.breakdown import (
     Estimate,
     HostEstimate,
@@ -25,7 +26,6 @@ from hydra_plugins.memfit.memory.overheads import (
     HOST_DRIVER_BYTES,
     HOST_PROCESS_BYTES,
     SERVED_TRAINER_BYTES,
-    fragmentation_bytes,
     trainer_context_bytes,
 )
 from hydra_plugins.memfit.memory.weight_sync import broadcast_sender_bytes

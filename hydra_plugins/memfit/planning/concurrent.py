@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 
 from hydra_plugins.memfit.base.units import ceil_div, gib
 from hydra_plugins.memfit.memory import engine as engines
+from hydra_plugins.memfit.memory.allocator import fragmentation_bytes
 from hydra_plugins.memfit.memory.breakdown import Estimate, HostEstimate, MemoryBreakdown, PhaseEstimate, Shortfall
 from hydra_plugins.memfit.memory.engine import Engine
 from hydra_plugins.memfit.memory.overheads import (
@@ -23,7 +24,6 @@ from hydra_plugins.memfit.memory.overheads import (
     HOST_DRIVER_BYTES,
     HOST_PROCESS_BYTES,
     SERVED_TRAINER_BYTES,
-    fragmentation_bytes,
 )
 from hydra_plugins.memfit.memory.states import sharded_bytes
 from hydra_plugins.memfit.memory.weight_sync import streamed_bytes, whole_tensor_bytes

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from hydra_plugins.memfit.base.settings import Settings
 from hydra_plugins.memfit.hardware.spec import Hardware
+from hydra_plugins.memfit.memory.allocator import Margin, margin_for
 from hydra_plugins.memfit.model.spec import ModelSpec
 
 
@@ -30,10 +31,18 @@ class Context:
     explicit: frozenset[str] = frozenset()
     """Keys that the user wrote himself (command line), as against defaults of the framework."""
 
+    expandable_segments: bool | None = None
+    """Whether torch's allocator in the trainer has expandable segments; ``None``: no trainer of torch, or not read yet."""
+
+    @property
+    def margin(self) -> Margin:
+        """What is kept free: the user's own share, or the default of the trainer's allocator."""
+        return margin_for(self.settings.margin, expandable_segments=self.expandable_segments)
+
     @property
     def budget_bytes(self) -> int:
         """What the launch may use of one device: its capacity less the margin and less what others hold."""
-        return max(1, int(self.hardware.capacity_bytes * (1 - self.settings.margin)) - self.hardware.held_bytes)
+        return max(1, int(self.hardware.capacity_bytes * (1 - self.margin.share)) - self.hardware.held_bytes)
 
     @property
     def host_budget_bytes(self) -> int:

@@ -8,6 +8,7 @@ from enum import Enum
 
 from hydra_plugins.memfit.base.settings import Settings
 from hydra_plugins.memfit.hardware.spec import Hardware
+from hydra_plugins.memfit.memory.allocator import Margin
 from hydra_plugins.memfit.memory.breakdown import Estimate, PhaseEstimate
 from hydra_plugins.memfit.model.spec import ModelSpec
 
@@ -61,6 +62,8 @@ class Problem:
     gpus_per_node: int
     nodes: int
     settings: Settings
+    margin: Margin
+    """What the estimate's budgets keep free."""
     knobs: tuple[Knob, ...]
     estimate: Callable[[Mapping[str, object]], Estimate]
     """Prediction for values by key; a key that is missing keeps the requested value."""

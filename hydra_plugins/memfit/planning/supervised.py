@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from hydra_plugins.memfit.memory.allocator import fragmentation_bytes
 from hydra_plugins.memfit.memory.breakdown import Estimate, HostEstimate, MemoryBreakdown, PhaseEstimate
 from hydra_plugins.memfit.memory.overheads import (
     HOST_DRIVER_BYTES,
     HOST_PROCESS_BYTES,
-    fragmentation_bytes,
     trainer_context_bytes,
 )
 from hydra_plugins.memfit.planning.roles import Role

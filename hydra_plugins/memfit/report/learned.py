@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from hydra_plugins.memfit import __version__
-from hydra_plugins.memfit.base.settings import Settings
 from hydra_plugins.memfit.base.units import gib
 from hydra_plugins.memfit.learning.lesson import ANY_PHASE, Lesson, lesson_of
 from hydra_plugins.memfit.learning.residuals import MIN_RUNS
 from hydra_plugins.memfit.learning.store import Observation
+from hydra_plugins.memfit.memory.allocator import DEFAULT_MARGIN
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,13 +22,22 @@ class Kind:
     name: str
     runs: tuple[Observation, ...]
     lesson: Lesson
+    default_margin: float
+    """What runs of this kind keep free unless somebody, or the lesson, says another."""
 
 
 def kinds(found: Sequence[Observation]) -> list[Kind]:
     """Return the observations by kind, in the order in which the kinds were first seen."""
     names = dict.fromkeys(seen.kind for seen in found)
     groups = {name: [seen for seen in found if seen.kind == name] for name in names}
-    return [Kind(name=n, runs=tuple(g), lesson=lesson_of(g, g[-1].capacity)) for n, g in groups.items()]
+    return [_kind(name, tuple(runs)) for name, runs in groups.items()]
+
+
+def _kind(name: str, runs: tuple[Observation, ...]) -> Kind:
+    default = DEFAULT_MARGIN[runs[-1].alike.get("allocator", "")]
+    return Kind(
+        name=name, runs=runs, lesson=lesson_of(runs, runs[-1].capacity, default=default), default_margin=default
+    )
 
 
 def as_dict(kind: Kind) -> dict[str, Any]:
@@ -75,7 +84,7 @@ def _place(seen: Observation) -> str:
 
 
 def _taught(kind: Kind) -> list[str]:
-    lesson, default = kind.lesson, Settings().margin
+    lesson, default = kind.lesson, kind.default_margin
     taught = []
     if lesson.margin is not None:
         few = f"; fewer than {MIN_RUNS} runs do not lower it" if lesson.runs < MIN_RUNS else ""

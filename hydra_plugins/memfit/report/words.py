@@ -68,9 +68,10 @@ def largest_terms(phase: PhaseEstimate, num_terms: int = 3) -> str:
 
 def hardware(plan: Plan) -> str:
     """Return the accelerator, its usable size, where that was read, and what is kept free of it."""
-    accelerator, margin = plan.problem.hardware, plan.problem.settings.margin
+    accelerator, margin = plan.problem.hardware, plan.problem.margin
     held = f", {gib(accelerator.held_bytes)} held by other processes" if accelerator.held_bytes else ""
-    kept = f"; {margin:.0%} kept free (memfit.margin={margin:g})" if margin else ""
+    default = f", {margin.segments}" if margin.segments and not margin.given else ""
+    kept = f"; {margin.share:.0%} kept free (memfit.margin={margin.share:g}{default})" if margin.share else ""
     return f"{accelerator.product}, {gib(accelerator.capacity_bytes)} usable ({accelerator.source}){held}{kept}"
 
 

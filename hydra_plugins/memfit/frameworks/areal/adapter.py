@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hydra_plugins.memfit.base.errors import ConfigError, NotModelled
@@ -14,18 +14,19 @@ from hydra_plugins.memfit.frameworks.areal.checks import blockers, fixes, notes
 from hydra_plugins.memfit.frameworks.areal.knobs import WRITABLE_KEYS
 from hydra_plugins.memfit.frameworks.areal.read import Launch
 from hydra_plugins.memfit.frameworks.view import View
+from hydra_plugins.memfit.memory.allocator import asks_for_expandable
 from hydra_plugins.memfit.memory.breakdown import Estimate
 from hydra_plugins.memfit.model.spec import ModelSpec
 from hydra_plugins.memfit.planning.concurrent import estimate
 from hydra_plugins.memfit.planning.context import Context
 from hydra_plugins.memfit.planning.problem import Problem, remembered
+from hydra_plugins.memfit.planning.segments import advice, cautioned
 
 __all__ = ["WRITABLE_KEYS", "ArealAdapter"]
 
 _SIGNS = ("rollout", "gconfig", "allocation_mode", "train_dataset")
 _SERVED = ("rollout", "gconfig", "sglang", "vllm")
 """Sections of a launch that generates."""
-_ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 _LAUNCHERS = ("areal.launcher.", "areal.infra.launcher.")
 """Modules that start servers and trainer ranks, each of which composes the config again."""
 
@@ -78,8 +79,10 @@ class ArealAdapter:
         needed = fixes(view, launch, pinned=context.pinned)
         forced = {change.key: change.new for change in needed}
 
+        @remembered
         def predict(values: Mapping[str, object]) -> Estimate:
-            return estimate(read.read(view.with_values({**forced, **values}), launch))
+            prediction = estimate(read.read(view.with_values({**forced, **values}), launch))
+            return cautioned(prediction, launch.margin, capacity=launch.capacity_bytes, held=launch.held_bytes)
 
         return Problem(
             framework=self.name,
@@ -89,13 +92,15 @@ class ArealAdapter:
             gpus_per_node=launch.gpus_per_node,
             nodes=launch.nodes,
             settings=context.settings,
+            margin=launch.margin,
             knobs=knobs.knobs(view.with_values(forced), launch),
-            estimate=remembered(predict),
+            estimate=predict,
             composed=view.requested,
             fixes=needed,
             warnings=(
                 *context.hardware.warnings,
                 *notes(view, launch, guessed=guessed),
+                *_expandable_advice(view, launch, predict({})),
             ),
             alike={
                 "strategy": launch.layout.trainer.name,
@@ -105,6 +110,14 @@ class ArealAdapter:
             composed_once=not launch.server_first,  # a controller hands its workers plain values
             blockers=blockers(view, launch),
         )
+
+
+def _expandable_advice(view: View, launch: Launch, asked: Estimate) -> tuple[str, ...]:
+    """What expandable segments would give back, unless a server beside the trainer sleeps: they exclude its memory pool."""
+    if view.flag("vllm.enable_sleep_mode", False) or view.flag("sglang.enable_memory_saver", False):
+        return ()
+    how = "export PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True where the trainer starts"
+    return advice(asked, launch.margin, capacity=launch.capacity_bytes, how=how)
 
 
 def _launch(view: View, context: Context) -> tuple[Launch, bool]:
@@ -118,7 +131,7 @@ def _launch(view: View, context: Context) -> tuple[Launch, bool]:
     layout = _layout(view)
     gpus, nodes = _gpus(view, context, layout)
     behaviour = versions.behaviour(version)
-    allocator = " ".join(context.environ.get(name, "") for name in _ALLOCATOR)
+    context = replace(context, expandable_segments=asks_for_expandable(context.environ))
     launch = Launch(
         version=version,
         behaviour=behaviour,
@@ -128,12 +141,12 @@ def _launch(view: View, context: Context) -> tuple[Launch, bool]:
         settings=settings,
         capacity_bytes=hardware.capacity_bytes,
         budget_bytes=context.budget_bytes,
+        margin=context.margin,
         held_bytes=hardware.held_bytes,
         host_budget_bytes=context.host_budget_bytes,
         gpus_per_node=gpus,
         nodes=nodes,
         server_first=behaviour.launcher or _has_launcher(context),
-        expandable_segments="expandable_segments:True" in allocator.replace(" ", ""),
     )
     return launch, picked == versions.ANY
 

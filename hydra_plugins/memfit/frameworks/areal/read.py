@@ -10,6 +10,7 @@ from hydra_plugins.memfit.base.units import ceil_div, round_up
 from hydra_plugins.memfit.frameworks.areal.allocation import Layout
 from hydra_plugins.memfit.frameworks.areal.versions import Behaviour
 from hydra_plugins.memfit.frameworks.view import MISSING, View
+from hydra_plugins.memfit.memory.allocator import Margin
 from hydra_plugins.memfit.memory.engine import Engine
 from hydra_plugins.memfit.memory.fsdp import Sharding
 from hydra_plugins.memfit.memory.head import SLICE_TOKENS, Head
@@ -40,12 +41,12 @@ class Launch:
     settings: Settings
     capacity_bytes: int
     budget_bytes: int
+    margin: Margin
     held_bytes: int
     host_budget_bytes: int
     gpus_per_node: int
     nodes: int
     server_first: bool
-    expandable_segments: bool = False
 
     @property
     def gpus(self) -> int:
@@ -85,7 +86,7 @@ def read(view: View, launch: Launch) -> ConcurrentRun:
         engine=_engine(view, launch),
         old_log_prob=_recomputes(view),
         sync="disk" if sync_mode(view, launch) == "disk" else "stream",
-        expandable_segments=launch.expandable_segments,
+        expandable_segments=launch.margin.expandable_segments,
     )
 
 

@@ -142,6 +142,7 @@ class JaxAdapter:
             gpus_per_node=launch.slice.per_host,
             nodes=launch.slice.hosts,
             settings=context.settings,
+            margin=context.margin,
             knobs=tuple(_knobs(launch)),
             estimate=launch.estimate,
             warnings=tuple(_warnings(launch)),

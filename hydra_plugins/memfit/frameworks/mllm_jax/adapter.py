@@ -150,6 +150,7 @@ class MllmJaxAdapter:
             gpus_per_node=launch.slice.per_host,
             nodes=launch.slice.hosts,
             settings=context.settings,
+            margin=context.margin,
             knobs=tuple(_knobs(launch, batch)),
             estimate=launch.estimate,
             fixes=() if context.pinned & {c.key for c in padded} else padded,

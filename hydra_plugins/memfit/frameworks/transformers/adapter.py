@@ -25,6 +25,7 @@ from hydra_plugins.memfit.frameworks.transformers.keys import (
     refuse_quantization,
 )
 from hydra_plugins.memfit.frameworks.view import MISSING, View, listable
+from hydra_plugins.memfit.memory.allocator import asks_for_expandable
 from hydra_plugins.memfit.memory.breakdown import Estimate, PhaseEstimate
 from hydra_plugins.memfit.memory.generation import Call, process
 from hydra_plugins.memfit.memory.sampling import Sampler
@@ -116,12 +117,8 @@ class _Launch:
     def estimate(self, values: Mapping[str, object]) -> Estimate:
         """Return the prediction for ``values`` by the app's keys."""
         call = self.call(self.view.with_values(values))
-        peak = process(self.model, call, expandable_segments=_expandable(self.context))
+        peak = process(self.model, call, expandable_segments=asks_for_expandable(self.context.environ))
         return Estimate(phases=(PhaseEstimate(name="generate", trainer=peak, budget_bytes=self.context.budget_bytes),))
-
-
-def _expandable(context: Context) -> bool:
-    return "expandable_segments:True" in context.environ.get("PYTORCH_CUDA_ALLOC_CONF", "")
 
 
 class TransformersAdapter:
@@ -173,6 +170,7 @@ class TransformersAdapter:
             gpus_per_node=context.gpus_per_node or context.hardware.gpus_per_node or 1,
             nodes=context.nodes or 1,
             settings=context.settings,
+            margin=context.margin,
             knobs=tuple(_knobs(launch)),
             estimate=launch.estimate,
             warnings=(*([assumed] if assumed else []), *_warnings(launch)),

@@ -30,6 +30,7 @@ from hydra_plugins.memfit.model.spec import ModelSpec
 from hydra_plugins.memfit.planning.context import Context
 from hydra_plugins.memfit.planning.pools import estimate
 from hydra_plugins.memfit.planning.problem import Problem, remembered
+from hydra_plugins.memfit.planning.segments import advice, cautioned
 
 __all__ = ["WRITABLE_KEYS", "VerlAdapter"]
 
@@ -75,14 +76,16 @@ class VerlAdapter(defaults.Releases):
         needed = fixes(view, launch, pinned=context.pinned, explicit=context.explicit)
         forced = {change.key: change.new for change in needed}
 
+        @remembered
         def predict(values: Mapping[str, object]) -> Estimate:
             turned = view.with_values({**forced, **values})
             prediction = estimate(pools.read(turned, launch))
-            return replace(
+            judged = replace(
                 prediction,
                 refusals=unset_micro_batches(turned, launch),
                 shortfalls=(*prediction.shortfalls, *broken_heads(turned, launch)),
             )
+            return cautioned(judged, launch.margin, capacity=launch.capacity_bytes, held=launch.held_bytes)
 
         return Problem(
             framework=self.name,
@@ -92,11 +95,16 @@ class VerlAdapter(defaults.Releases):
             gpus_per_node=launch.gpus_per_node,
             nodes=launch.nodes,
             settings=context.settings,
+            margin=launch.margin,
             knobs=knobs.knobs(view.with_values(forced), launch),
-            estimate=remembered(predict),
+            estimate=predict,
             composed=view.requested,
             fixes=needed,
-            warnings=(*unknown_estimator(view, launch.version), *notes(view, launch, context)),
+            warnings=(
+                *unknown_estimator(view, launch.version),
+                *notes(view, launch, context),
+                *_expandable_advice(launch, predict({})),
+            ),
             composed_once=True,
             alike={
                 "strategy": view.text("actor_rollout_ref.actor.strategy", "fsdp"),
@@ -104,6 +112,14 @@ class VerlAdapter(defaults.Releases):
             },
             blockers=blockers(view, launch, context),
         )
+
+
+def _expandable_advice(launch: Launch, asked: Estimate) -> tuple[str, ...]:
+    """What a newer verl would give back; beside an engine's memory pool nobody else can switch expandable segments on."""
+    if not launch.placement.hybrid:
+        return ()
+    how = "verl 0.6 and later use them in the trainer"
+    return advice(asked, launch.margin, capacity=launch.capacity_bytes, how=how)
 
 
 def _launch(view: View, context: Context) -> Launch:
@@ -117,6 +133,7 @@ def _launch(view: View, context: Context) -> Launch:
     refuse_empty_pool(view, placement)
     actor = surroundings.model(view, context, f"{MODEL}.path", context.model)
     known = behaviour(version, engine_workers=view.raw("trainer.use_legacy_worker_impl") == "disable")
+    context = replace(context, expandable_segments=known.expandable_in_trainer and placement.hybrid)
     return Launch(
         version=version,
         behaviour=known,
@@ -126,6 +143,7 @@ def _launch(view: View, context: Context) -> Launch:
         settings=settings,
         capacity_bytes=hardware.capacity_bytes,
         budget_bytes=context.budget_bytes,
+        margin=context.margin,
         held_bytes=hardware.held_bytes,
         host_budget_bytes=context.host_budget_bytes,
         gpus_per_node=gpus,

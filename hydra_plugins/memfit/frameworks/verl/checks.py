@@ -15,6 +15,7 @@ from hydra_plugins.memfit.frameworks.verl.megatron_keys import MEGATRON, is_mega
 from hydra_plugins.memfit.frameworks.verl.versions import parse
 from hydra_plugins.memfit.frameworks.view import MISSING, View, unpinned
 from hydra_plugins.memfit.hardware.spec import Hardware
+from hydra_plugins.memfit.memory.allocator import ALLOCATOR_VARIABLES, says_expandable
 from hydra_plugins.memfit.memory.breakdown import Shortfall
 from hydra_plugins.memfit.planning.context import Context
 from hydra_plugins.memfit.planning.problem import Change
@@ -30,8 +31,6 @@ PLACEHOLDER = "~/models/deepseek-llm-7b-chat"
 """actor_rollout_ref.model.path and critic.model.path in verl's own yaml, every release."""
 DEFAULT_MINI_BATCH = 256
 """actor.ppo_mini_batch_size in verl's own yaml, every release."""
-ALLOCATOR_VARIABLES = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
-EXPANDABLE = "expandable_segments:True"
 EXPANDABLE_REFUSED = (0, 18)
 """Last vLLM that was read to assert against expandable segments beside its memory pool."""
 EXPANDABLE_TOLERATED = (0, 24)
@@ -217,7 +216,7 @@ def _expandable_segments(view: View, launch: Launch, context: Context) -> str:
         return ""
     for name in ALLOCATOR_VARIABLES:
         for where, value in (("the environment", context.environ.get(name)), ("ray_kwargs", _ray_env(view, name))):
-            if EXPANDABLE in str(value or "").replace(" ", ""):
+            if says_expandable(value):
                 return (
                     f"{name}={value} (from {where}): vLLM {launch.engine_version} stops at start with "
                     '"Expandable segments are not compatible with memory pool". '

@@ -84,6 +84,7 @@ class VerlGenerationAdapter(defaults.Releases):
             gpus_per_node=launch.gpus_per_node,
             nodes=launch.nodes,
             settings=context.settings,
+            margin=context.margin,
             knobs=tuple(knobs(launch)),
             estimate=remembered(lambda values: estimate(read_run(launch.turned(values)))),
             composed=launch.view.requested,

@@ -8,6 +8,7 @@ from hydra_plugins.memfit.frameworks.verl import checks
 from hydra_plugins.memfit.frameworks.verl.generation_read import PPO_SECTION, Launch
 from hydra_plugins.memfit.frameworks.verl.versions import parse
 from hydra_plugins.memfit.frameworks.view import unpinned
+from hydra_plugins.memfit.memory.allocator import ALLOCATOR_VARIABLES, says_expandable
 from hydra_plugins.memfit.planning.problem import SOLVE, Change, Knob
 
 _WRITABLE_NAMES = (
@@ -141,9 +142,9 @@ def _expandable(launch: Launch) -> str:
     name = launch.engine
     if name != "vllm" or not pooled or parse(launch.engine_version)[:2] > checks.EXPANDABLE_REFUSED:
         return ""
-    for variable in checks.ALLOCATOR_VARIABLES:
+    for variable in ALLOCATOR_VARIABLES:
         setting = launch.context.environ.get(variable, "")
-        if checks.EXPANDABLE in setting.replace(" ", ""):
+        if says_expandable(setting):
             return (
                 f'{variable}={setting}: vLLM {launch.engine_version} stops at start with "Expandable segments are not '
                 f'compatible with memory pool". Unset it (`unset {variable}`).'

@@ -11,6 +11,7 @@ from hydra_plugins.memfit.frameworks.verl.placement import FRACTION as FRACTION
 from hydra_plugins.memfit.frameworks.verl.placement import ROLLOUT as ROLLOUT
 from hydra_plugins.memfit.frameworks.verl.placement import Placement
 from hydra_plugins.memfit.frameworks.verl.versions import Behaviour
+from hydra_plugins.memfit.memory.allocator import Margin
 from hydra_plugins.memfit.model.spec import ModelSpec
 
 ARR = "actor_rollout_ref"
@@ -39,6 +40,7 @@ class Launch:
     settings: Settings
     capacity_bytes: int
     budget_bytes: int
+    margin: Margin
     held_bytes: int
     host_budget_bytes: int
     gpus_per_node: int

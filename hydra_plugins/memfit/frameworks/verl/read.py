@@ -79,7 +79,7 @@ def _run(
             layered=view.flag(f"{ROLLOUT}.layered_summon", False),
         ),
         sync_over_reserved=b.sync_over_reserved,
-        expandable_segments=b.expandable_in_trainer and launch.placement.hybrid,
+        expandable_segments=launch.margin.expandable_segments,
         tied_load=launch.actor_model.tie_word_embeddings,
         fraction_key=FRACTION,
     )

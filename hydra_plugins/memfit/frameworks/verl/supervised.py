@@ -20,12 +20,14 @@ from hydra_plugins.memfit.frameworks.view import View
 from hydra_plugins.memfit.memory.breakdown import Estimate
 from hydra_plugins.memfit.planning.context import Context
 from hydra_plugins.memfit.planning.problem import Problem, remembered
+from hydra_plugins.memfit.planning.segments import advice, cautioned
 from hydra_plugins.memfit.planning.supervised import estimate
 
 __all__ = ["NAME", "WRITABLE_KEYS", "VerlSupervisedAdapter"]
 
 NAME = "verl-sft"
 _SECTIONS = ("data", "model", "optim", "trainer")
+_EXPANDABLE = "export PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True where torchrun starts"
 
 
 @dataclass(frozen=True)
@@ -59,10 +61,14 @@ class VerlSupervisedAdapter(defaults.Releases):
         launch = read_launch(View(config), context)
         needed = fixes(launch, context.pinned)
         turned = launch.turned({change.key: change.new for change in needed})
+        margin = launch.context.margin
 
+        @remembered
         def predict(values: Mapping[str, object]) -> Estimate:
             asked = turned.turned(values)
-            return replace(estimate(read_run(asked)), shortfalls=broken_heads(asked))
+            judged = replace(estimate(read_run(asked)), shortfalls=broken_heads(asked))
+            hardware = context.hardware
+            return cautioned(judged, margin, capacity=hardware.capacity_bytes, held=hardware.held_bytes)
 
         return Problem(
             framework=self.name,
@@ -72,10 +78,14 @@ class VerlSupervisedAdapter(defaults.Releases):
             gpus_per_node=launch.gpus_per_node,
             nodes=launch.nodes,
             settings=context.settings,
+            margin=margin,
             knobs=tuple(knobs(turned)),
-            estimate=remembered(predict),
+            estimate=predict,
             composed=launch.view.requested,
             fixes=needed,
-            warnings=notes(launch),
+            warnings=(
+                *notes(launch),
+                *advice(predict({}), margin, capacity=context.hardware.capacity_bytes, how=_EXPANDABLE),
+            ),
             blockers=blockers(launch),
         )

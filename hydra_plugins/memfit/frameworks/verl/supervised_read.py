@@ -7,13 +7,14 @@ from dataclasses import dataclass, replace
 from hydra_plugins.memfit.base.errors import ConfigError, NotModelled
 from hydra_plugins.memfit.base.units import ceil_div
 from hydra_plugins.memfit.frameworks.verl import defaults, images, supervised_keys, surroundings
-from hydra_plugins.memfit.frameworks.verl.checks import ALLOCATOR_VARIABLES, EXPANDABLE, has_flash_attention
+from hydra_plugins.memfit.frameworks.verl.checks import has_flash_attention
 from hydra_plugins.memfit.frameworks.verl.choices import refuse_unknown_strategy
 from hydra_plugins.memfit.frameworks.verl.read import FSDP_STRATEGIES, master_bytes
 from hydra_plugins.memfit.frameworks.verl.supervised_keys import LEGACY, Keys
 from hydra_plugins.memfit.frameworks.verl.tokens import Batch
 from hydra_plugins.memfit.frameworks.verl.versions import Behaviour, behaviour, parse
 from hydra_plugins.memfit.frameworks.view import View
+from hydra_plugins.memfit.memory.allocator import asks_for_expandable
 from hydra_plugins.memfit.memory.fsdp import Sharding
 from hydra_plugins.memfit.memory.head import Head
 from hydra_plugins.memfit.memory.states import lora_parameters
@@ -104,6 +105,7 @@ class Launch(surroundings.EntryLaunch):
 def read_launch(view: View, context: Context) -> Launch:
     """Return the launch that the config describes; raises `ConfigError` and `NotModelled`."""
     surroundings.refuse_other_than_gpus(context.hardware)
+    context = replace(context, expandable_segments=asks_for_expandable(context.environ))
     version = defaults.pick_version(context.settings.framework_version or defaults.installed_version())
     entry = supervised_keys.require(version, supervised_keys.entry_of(view))
     keys = supervised_keys.keys_of(entry)
@@ -154,14 +156,13 @@ def _refuse_unmodelled(launch: Launch) -> None:
 
 def read_run(launch: Launch) -> SupervisedRun:
     """Return what is where, for the values that the launch is turned to."""
-    settings = " ".join(launch.context.environ.get(name, "") for name in ALLOCATOR_VARIABLES)
     return SupervisedRun(
         budget_bytes=launch.context.budget_bytes,
         host_budget_bytes=launch.context.host_budget_bytes,
         world_size=launch.world_size,
         gpus_per_node=launch.gpus_per_node,
         role=_role(launch),
-        expandable_segments=EXPANDABLE in settings.replace(" ", ""),
+        expandable_segments=launch.context.margin.expandable_segments,
         tied_load=launch.model.tie_word_embeddings,
     )
 
