@@ -240,7 +240,7 @@ def _replayed() -> Iterator[str]:
         "",
         f"The planned term (`fragmentation`) is {FRAGMENTATION_SHARE[True]:.0%} of what a pass allocates and frees with "
         f"expandable segments and {FRAGMENTATION_SHARE[False]:.0%} without (`memory/allocator.py`): the median of the "
-        "replays that fill 80 GB, in whole percents rounded up. The spread belongs to the margin. By what differs, of what "
+        "replays that fill 80 GB, in whole percents and at least one. The spread belongs to the margin. By what differs, of what "
         "an update allocates and frees on full devices of either size:",
         "",
         f"| segments | lengths | states | replays | {_heads()} | most |",

@@ -13,7 +13,7 @@ EXPANDABLE, ORDINARY = "expandable segments", "ordinary segments"
 
 FRAGMENTATION_SHARE = {True: 0.01, False: 0.06}
 """Reserved above allocated, as a share of what a pass allocates and frees, with expandable segments and without: the median of
-replayed steps that fill a GPU of 80 GB, in whole percents rounded up. The spread around it belongs to the margin."""
+replayed steps that fill a GPU of 80 GB, in whole percents and at least one. The spread around it belongs to the margin."""
 
 DEFAULT_MARGIN: Mapping[str, float] = {EXPANDABLE: 0.05, ORDINARY: 0.05, "": 0.05}
 """Share of the usable memory that is kept free unless somebody says another, by kind of segments; empty where no trainer of
