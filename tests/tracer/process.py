@@ -159,10 +159,15 @@ def filling(case: Case, script: Script, num_bytes: int) -> int | None:
 
 
 def _live_peak(script: Script, tokens: int) -> int:
-    """Return the most that is live while an update accumulates gradients, whatever the allocator."""
+    """Return the most that is live in a pass without gradients or in an update that accumulates them, whatever the allocator."""
+    states = (*script.weights, *script.optimizer_states)
+    return max(_most(tokens, *states, *script.forward), _most(tokens, *states, *script.first, *script.next))
+
+
+def _most(tokens: int, *requests: Request) -> int:
     sizes: dict[int, int] = {}
     live = peak = 0
-    for request in (*script.weights, *script.optimizer_states, *script.first, *script.next):
+    for request in requests:
         if request.base is None:
             live -= sizes.pop(request.key, 0)
         elif (asked := int(request.base + request.slope * tokens + 0.5)) > 0:
