@@ -8,10 +8,14 @@ import pytest
 
 from support.documented import PAGES, ROOT, Block, blocks, run
 
-BLOCKS = [block for page in PAGES for block in blocks(page)]
+BLOCKS = [
+    pytest.param(block, marks=() if page == "README.md" else pytest.mark.slow, id=f"{page}:{block.line}")
+    for page in PAGES
+    for block in blocks(page)
+]
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: f"{block.page}:{block.line}")
+@pytest.mark.parametrize("block", BLOCKS)
 def test_documented_commands_print_what_is_shown(block: Block) -> None:
     """Each console block is what its commands print today, and the exit status is the one that is said."""
     assert block.commands, "a console block without a command"
