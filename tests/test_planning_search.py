@@ -146,6 +146,20 @@ def test_goal_fast_starts_from_the_fastest_values():
     assert changed(small, budget=1310, goal="fit") == {}
 
 
+def test_the_fastest_start_brings_its_companions():
+    """A larger micro-batch with the accumulation steps of the small one would be another batch."""
+    micro = Knob(
+        key="tokens",
+        requested=200,
+        candidates=(100,),
+        cost=1,
+        fast=(800, 400),
+        companions=lambda v: {"steps": 800 // v},
+    )
+    assert changed(micro, budget=5000, goal="fast") == {"tokens": 800, "steps": 1}
+    assert changed(micro, budget=900, goal="fast") == {"tokens": 400, "steps": 2}
+
+
 def test_training_is_changed_only_when_that_is_allowed():
     """A semantic knob is refused with the change spelled out, and turned, marked, when allowed."""
     with pytest.raises(NoPlanFits, match=r"length=50 .*memfit.allow_semantic=true") as refusal:
