@@ -122,7 +122,7 @@ def slower(plan: Plan, other: Plan) -> str:
     are solved for come last: they take what the other knobs leave.
     """
     knobs = sorted((*plan.problem.knobs, *other.problem.knobs), key=lambda knob: (_is_share([knob]), -knob.cost))
-    for key in dict.fromkeys(knob.key for knob in knobs if knob.kind == "neutral"):
+    for key in dict.fromkeys(knob.key for knob in knobs if knob.kind == "neutral" and knob.key not in _COSTS_NOTHING):
         same = [knob for knob in knobs if knob.key == key]
         mine, others = _loss(plan, same), _loss(other, same)
         if abs(mine - others) > (_SOLVED_STEP * max(_scale(plan, same), _scale(other, same)) if _is_share(same) else 0):
@@ -130,6 +130,9 @@ def slower(plan: Plan, other: Plan) -> str:
             return said if mine > others else ""
     return ""
 
+
+_COSTS_NOTHING = {"actor_rollout_ref.rollout.max_model_len"}
+"""Offered only as prompt + response, which no sequence of these launches passes."""
 
 _SOLVED_STEP = 0.02
 """A solved share is rounded to a hundredth of its GPU, in each of two plans."""
