@@ -18,6 +18,7 @@ from hydra_plugins.memfit.memory.overheads import (
     GRAPH_BYTES_PER_LAYER,
     SGLANG_GRAPH_BYTES_PER_LAYER,
     engine_context_bytes,
+    engine_profiled_bytes,
 )
 from hydra_plugins.memfit.memory.sampling import FP32, INT64, sort_scratch_bytes
 from hydra_plugins.memfit.model.spec import ModelSpec
@@ -25,7 +26,7 @@ from hydra_plugins.memfit.model.spec import ModelSpec
 SHARES = ("device", "own", "own_with_graphs", "free")
 """What the engine's fraction is a fraction of:
 ``device``           everything on the GPU, the trainer's tensors in the same process too (vLLM before 0.11)
-``own``              the engine's own use, of the total; CUDA graphs come on top (vLLM 0.11 - 0.20)
+``own``              the engine's own use, of the total; CUDA graphs and the process's context come on top (vLLM 0.11 - 0.20)
 ``own_with_graphs``  the same with the graphs inside (vLLM 0.21 and later)
 ``free``             weights and KV pool, of what is free when the engine starts; all else comes on top (SGLang)"""
 
@@ -197,9 +198,14 @@ def pool(e: Engine, *, capacity: int, trainer_at_launch: int) -> Pool:
             outside=graphs,
             given=e.kv_pool_bytes,
         )
-    if e.share_of == "own":
-        return Pool(base=capacity, inside=weights + workspace + context, outside=graphs, given=e.kv_pool_bytes)
-    return Pool(base=capacity, inside=weights + workspace + context + graphs, outside=0, given=e.kv_pool_bytes)
+    profiled = min(context, engine_profiled_bytes(tensor_parallel=e.tensor_parallel))
+    later = graphs if e.share_of == "own" else 0
+    return Pool(
+        base=capacity,
+        inside=weights + workspace + profiled + graphs - later,
+        outside=context - profiled + later,
+        given=e.kv_pool_bytes,
+    )
 
 
 def awake(e: Engine, *, kv: int) -> MemoryBreakdown:
