@@ -35,6 +35,8 @@ MODULE = "-m verl.trainer.main_ppo"
         (f"python3 {MODULE} a=1 --cfg job --resolve", "a=1", {}, ("--cfg job", "--resolve")),
         (f"python3 {MODULE} a=1 -c job -m", "a=1", {}, ("-c job", "-m")),
         (f"python3 {MODULE} --config-name ppo_trainer a=1", "a=1", {}, ()),
+        (f"python3 {MODULE} --config-path=config --config-name=ppo_trainer.yaml a=1", "a=1", {}, ()),
+        (f"python3 {MODULE} --config-path ./config a=1", "a=1", {}, ()),
         (f"python3 {MODULE} a=1 --unknown", "a=1 --unknown", {}, ()),
     ],
 )  # fmt: skip

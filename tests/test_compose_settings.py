@@ -90,6 +90,7 @@ WRONG = [
     ("framework", 3, "a text"),
     ("framework_version", 0.9, "a text"),
     ("engine_version", True, "a text"),
+    ("engine_version", "latest", "the number of a release"),
     ("host_memory_bytes", -1, "a whole number above 0"),
     ("host_memory_bytes", "1TB", "a whole number above 0"),
     ("host_memory_bytes", True, "a whole number above 0"),

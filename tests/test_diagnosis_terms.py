@@ -109,6 +109,8 @@ def test_the_keys_of_the_phase_name_the_tokens() -> None:
     assert update[8192] == "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=2 x (prompt + response 4096)"
     assert update[16384] == "actor_rollout_ref.actor.ppo_max_token_len_per_gpu=16384"
     assert sequence_lengths(leaves) == (3072, 4096)
+    critic = {"critic.ppo_max_token_len_per_gpu": 32768}
+    assert token_counts(critic, "update_actor") == {} and 32768 in token_counts(critic, "update_critic")
     assert token_counts({}, None) == {} and sequence_lengths({}) == ()
 
 

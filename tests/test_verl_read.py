@@ -277,6 +277,29 @@ def test_expandable_segments_stop_a_vllm_that_refuses_them(engine_version: str, 
     make_plan(problem(awake, environ=environ, engine_version=engine_version))
 
 
+@pytest.mark.parametrize(
+    ("key", "size", "says"),
+    [
+        (f"{ACTOR}.ulysses_sequence_parallel_size", 4, ""),
+        (f"{ACTOR}.ulysses_sequence_parallel_size", 3, "does not divide the 8 GPUs"),
+        (f"{ACTOR}.ulysses_sequence_parallel_size", 16, "does not divide the 8 GPUs"),
+        (f"{ACTOR}.ulysses_sequence_parallel_size", 8, "28 attention heads"),
+        (f"{ACTOR}.fsdp_config.fsdp_size", 4, ""),
+        (f"{ACTOR}.fsdp_config.fsdp_size", 16, ""),
+        (f"{ACTOR}.fsdp_config.fsdp_size", 3, "does not divide the 8 GPUs"),
+    ],
+)
+@pytest.mark.parametrize("version", ["0.4.1", "0.9.1"])
+def test_groups_that_do_not_divide_are_refused(key: str, size: int, says: str, version: str):
+    """Ulysses divides GPUs and heads, FSDP's groups divide GPUs; a group as large as the launch, or larger, is all of it."""
+    values = {key: size, "trainer.n_gpus_per_node": 8, "actor_rollout_ref.model.use_remove_padding": True}
+
+    found = [blocker for blocker in problem(values, version=version).blockers if blocker.startswith(key)]
+
+    assert len(found) == bool(says)
+    assert all(says in blocker and f"Write {key}=" in blocker for blocker in found)
+
+
 LAUNCHES = st.fixed_dictionaries(
     {
         "data.max_response_length": st.sampled_from([512, 2048, 8192]),

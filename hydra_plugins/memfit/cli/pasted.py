@@ -41,7 +41,10 @@ _ARGUMENTS = frozenset({"$@", "$*"})
 _ALONE = frozenset({"-m", "--multirun", "--resolve", "-r", "--run", "--hydra-help"})
 _WITH_VALUE = frozenset({"-c", "--cfg", "-p", "--package", "-i", "--info", "--experimental-rerun"})
 _NAME = frozenset({"-cn", "--config-name"})
-_COMPOSES = frozenset({"-cp", "--config-path", "-cd", "--config-dir"})
+_PATH = frozenset({"-cp", "--config-path"})
+_OWN_FOLDER = frozenset({"config", "./config"})
+"""How scripts of verl name the folder of its shipped configs, relative to its own module."""
+_COMPOSES = frozenset({*_PATH, "-cd", "--config-dir"})
 _HIDDEN = "\0"
 _COMPOSE_FIRST = "A config of your own is composed by Hydra: COMMAND --cfg job > FILE, then --config FILE."
 
@@ -184,7 +187,9 @@ def _without_flags(values: list[str], words: Sequence[str], environ: Mapping[str
     for word in rest:
         flag, sign, value = word.partition("=")
         if flag in _NAME or flag in _COMPOSES:
-            config_name = _shipped(flag, value if sign else next(rest, ""))
+            value = value if sign else next(rest, "")
+            if not (flag in _PATH and value.rstrip("/") in _OWN_FOLDER):
+                config_name = _shipped(flag, value)
         elif flag in _WITH_VALUE:
             left_out.append(word if sign else f"{word} {next(rest, '')}".rstrip())
         elif word in _ALONE:

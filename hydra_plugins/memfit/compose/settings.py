@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import Any
@@ -74,6 +75,13 @@ def _name(key: str, value: Any) -> str | None:
     return value
 
 
+def _release(key: str, value: Any) -> str | None:
+    name = _name(key, value)
+    if name is not None and not re.match(r"\d+\.\d+", name):
+        raise _refuse(key, value, "the number of a release, or null", "\"'0.11.0'\"")
+    return name
+
+
 def _keys(key: str, value: Any) -> tuple[str, ...]:
     if not isinstance(value, (list, tuple)) or not all(isinstance(item, str) for item in value):
         raise _refuse(key, value, "a list of config keys", "[trainer.n_gpus_per_node]")
@@ -117,7 +125,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "models": _models,
     "framework": _name,
     "framework_version": _name,
-    "engine_version": _name,
+    "engine_version": _release,
     "host_memory_bytes": _count,
     "exact": _flag,
     "mapping": _mapping,

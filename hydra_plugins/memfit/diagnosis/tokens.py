@@ -24,6 +24,8 @@ _FIRST = {
     "launch": ("rollout.max_num_batched_tokens",),
 }
 """Parts of the keys that count first in a phase."""
+_WITHOUT_CRITIC = {"update_actor", "old_log_prob", "ref_log_prob", "optimizer_step"}
+"""Phases in which no batch of the critic runs."""
 
 
 def token_counts(leaves: Mapping[str, object], phase: str | None) -> dict[int, str]:
@@ -32,6 +34,8 @@ def token_counts(leaves: Mapping[str, object], phase: str | None) -> dict[int, s
     found: dict[int, str] = {}
     for key in sorted(leaves, key=lambda key: not any(part in key for part in _FIRST.get(phase or "", ()))):
         value = leaves[key]
+        if key.startswith("critic.") and phase in _WITHOUT_CRITIC:
+            continue
         if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
             continue
         if key.endswith(_BUDGETS):

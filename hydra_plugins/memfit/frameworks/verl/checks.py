@@ -188,11 +188,40 @@ def _small_bucket(view: View, launch: Launch) -> list[str]:
     ]
 
 
+def _meshes(view: View, launch: Launch) -> list[str]:
+    """Sizes of Ulysses and FSDP groups that do not divide the GPUs, or heads: device mesh and model patch of verl raise.
+
+    verl ``workers/fsdp_workers.py``, ``workers/engine/fsdp/utils.py``, ``models/transformers/monkey_patch.py``, every release.
+    """
+    world, found = launch.world_size, []
+    ulysses = {f"{ACTOR}.ulysses_sequence_parallel_size": launch.actor_model}
+    if launch.critic_model:
+        ulysses[batches.critic_ulysses_key(launch)] = launch.critic_model
+    for key, model in ulysses.items():
+        size, heads, kv_heads = view.integer(key, 1), model.num_attention_heads, model.num_key_value_heads
+        if world % size:
+            found.append(
+                f"{key}={size} does not divide the {world} GPUs of the trainer: verl cannot start. Write {key}=1."
+            )
+        elif heads % size or (kv_heads % size and size % kv_heads):
+            found.append(
+                f"{key}={size}: verl shares out the {heads} attention heads of {model.name} ({kv_heads} for keys and values), and "
+                f"refuses where they do not divide. Write {key}=1."
+            )
+    for key in (f"{ACTOR}.fsdp_config.fsdp_size", f"{launch.behaviour.critic_fsdp}.fsdp_size"):
+        size = view.integer(key, -1, minimum=-1)
+        if 0 < size < world and world % size and (launch.critic_model or key.startswith(ACTOR)):
+            found.append(
+                f"{key}={size} does not divide the {world} GPUs of the trainer: verl cannot start. Write {key}=-1."
+            )
+    return found
+
+
 def _indivisible(view: View, launch: Launch) -> list[str]:
     """Batches that verl cannot share out evenly: it stops at start, or in the first update."""
     if is_megatron(view):
         return indivisible(view, launch)
-    found, n = [], view.integer(f"{ROLLOUT}.n", 1)
+    found, n = _meshes(view, launch), view.integer(f"{ROLLOUT}.n", 1)
     prompts, mini = batches.prompts_per_step(view), view.integer(f"{ACTOR}.ppo_mini_batch_size", 256)
     world, ranks = launch.world_size, max(1, launch.world_size // batches.sequence_parallel(view))
     static = not view.flag(f"{ACTOR}.use_dynamic_bsz", False) or parse(launch.version) < (0, 5)
