@@ -1,6 +1,6 @@
 .PHONY: test quick lint validate test-all clean
 
-test:      ## what to run before a commit: style, types, and the quick tests (about a minute after the first time)
+test:      ## what to run before a commit: style, types, and the quick tests (two minutes after the first time)
 	tests/tiers.sh lint quick
 
 quick:     ## the quick tests alone

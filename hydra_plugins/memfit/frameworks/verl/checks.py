@@ -12,6 +12,7 @@ from hydra_plugins.memfit.frameworks.verl import read as r
 from hydra_plugins.memfit.frameworks.verl.launch import ACTOR, MODEL, REF, ROLLOUT, TENSOR_PARALLEL, Launch
 from hydra_plugins.memfit.frameworks.verl.megatron_checks import indivisible, layout_notes
 from hydra_plugins.memfit.frameworks.verl.megatron_keys import MEGATRON, is_megatron
+from hydra_plugins.memfit.frameworks.verl.surroundings import shares_heads
 from hydra_plugins.memfit.frameworks.verl.versions import parse
 from hydra_plugins.memfit.frameworks.view import MISSING, View, unpinned
 from hydra_plugins.memfit.hardware.spec import Hardware
@@ -198,15 +199,15 @@ def _meshes(view: View, launch: Launch) -> list[str]:
     if launch.critic_model:
         ulysses[batches.critic_ulysses_key(launch)] = launch.critic_model
     for key, model in ulysses.items():
-        size, heads, kv_heads = view.integer(key, 1), model.num_attention_heads, model.num_key_value_heads
+        size = view.integer(key, 1)
         if world % size:
             found.append(
                 f"{key}={size} does not divide the {world} GPUs of the trainer: verl cannot start. Write {key}=1."
             )
-        elif heads % size or (kv_heads % size and size % kv_heads):
+        elif not shares_heads(model, size):
             found.append(
-                f"{key}={size}: verl shares out the {heads} attention heads of {model.name} ({kv_heads} for keys and values), and "
-                f"refuses where they do not divide. Write {key}=1."
+                f"{key}={size}: verl shares out the {model.num_attention_heads} attention heads of {model.name} "
+                f"({model.num_key_value_heads} for keys and values), and refuses where they do not divide. Write {key}=1."
             )
     for key in (f"{ACTOR}.fsdp_config.fsdp_size", f"{launch.behaviour.critic_fsdp}.fsdp_size"):
         size = view.integer(key, -1, minimum=-1)

@@ -46,16 +46,20 @@ def ulysses_sizes(
 
     The GPUs of a node and the heads divide, and the data-parallel ranks that are left share out ``sequences``.
     """
-    heads, kv_heads = model.num_attention_heads, model.num_key_value_heads
     return tuple(
         size
         for size in (2, 4, 8)
         if size > above
         and gpus_per_node % size == 0
-        and heads % size == 0
-        and (kv_heads % size == 0 or size % kv_heads == 0)
+        and shares_heads(model, size)
         and sequences % (world_size // size) == 0
     )
+
+
+def shares_heads(model: ModelSpec, size: int) -> bool:
+    """Whether ``size`` ranks of Ulysses can share out the heads (verl ``models/transformers/monkey_patch.py``, every release)."""
+    kv_heads = model.num_key_value_heads
+    return model.num_attention_heads % size == 0 and (kv_heads % size == 0 or size % kv_heads == 0)
 
 
 def refuse_other_than_gpus(hardware: Hardware) -> None:
